@@ -1,0 +1,1 @@
+"""PostgreSQL: hands out domain values and domain errors, never rows, sessions or driver errors."""

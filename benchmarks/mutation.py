@@ -1,0 +1,189 @@
+"""The bare mutation: what PostgreSQL and its driver allow without any service.
+
+A guarded UPDATE of one row that holds a 2 KiB document and an INSERT of one event, one statement, durable: from asyncpg one by one, from
+asyncpg with the callers of one moment combined into one statement, and from pgbench.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import string
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import asyncpg
+
+from benchmarks.closed_loop import closed_loop
+from benchmarks.pgbench import Load, pgbench
+from benchmarks.postgres import Postgres
+from benchmarks.sample import Measure, Sample
+
+ACCOUNT, ENGAGEMENT = uuid.UUID(int=1), uuid.UUID(int=2)
+FLOWS = 1_024
+DOCUMENT = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=2_048))  # does not compress: nothing is stored smaller
+CHANGE = "".join(random.Random(2).choices(string.ascii_letters, k=200))
+LANES = 2  # combined statements on their way at once
+
+_KEY = "account uuid NOT NULL, engagement uuid NOT NULL, flow_id uuid NOT NULL, revision bigint NOT NULL"
+# toast_tuple_target: the document stays in its row, which is the cheapest place that 2 KiB can be.
+SCHEMA = f"""
+CREATE SCHEMA bare;
+SET search_path = bare;
+CREATE TABLE flows ({_KEY}, document bytea STORAGE MAIN NOT NULL, PRIMARY KEY (account, engagement, flow_id))
+    WITH (fillfactor = 70, toast_tuple_target = 8160);
+CREATE TABLE events ({_KEY}, change text NOT NULL, PRIMARY KEY (account, engagement, flow_id, revision));
+"""
+FLOW_ID = "('00000000-0000-7000-8000-' || lpad(to_hex({number}), 12, '0'))::uuid"
+
+ONE = """
+WITH changed AS (
+    UPDATE bare.flows SET revision = revision + 1, document = {document}
+    WHERE account = {account} AND engagement = {engagement} AND flow_id = {flow_id} AND revision {guard}
+    RETURNING account, engagement, flow_id, revision
+)
+INSERT INTO bare.events SELECT account, engagement, flow_id, revision, {change} FROM changed
+"""
+MANY = """
+WITH changed AS (
+    UPDATE bare.flows f SET revision = f.revision + 1, document = w.document
+    FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[], $5::bytea[], $6::text[])
+        AS w (account, engagement, flow_id, revision, document, change)
+    WHERE f.account = w.account AND f.engagement = w.engagement AND f.flow_id = w.flow_id AND f.revision = w.revision
+    RETURNING f.account, f.engagement, f.flow_id, f.revision, w.change
+)
+INSERT INTO bare.events SELECT account, engagement, flow_id, revision, change FROM changed RETURNING flow_id
+"""
+
+
+@asynccontextmanager
+async def mutation(postgres: Postgres) -> AsyncIterator[list[Measure]]:
+    """The measures ``asyncpg``, ``asyncpg combined`` and ``pgbench``."""
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(postgres.pool(8))
+        await pool.execute(SCHEMA)
+        rows = f"SELECT $1::uuid, $2::uuid, {FLOW_ID.format(number='n')}, 1, $3::bytea FROM generate_series(0, {FLOWS - 1}) n"
+        await pool.execute(f"INSERT INTO bare.flows {rows}", ACCOUNT, ENGAGEMENT, DOCUMENT.encode())
+        await pool.execute("VACUUM ANALYZE bare.flows")
+        yield [
+            *(Measure("asyncpg", callers, _Single(postgres, pool, callers).run) for callers in (1, 8)),
+            *(Measure("asyncpg combined", callers, _Combined(postgres, pool, callers).run) for callers in (16, 64)),
+            *(Measure("pgbench", clients, _Pgbench(postgres, clients).run) for clients in (1, 8)),
+        ]
+
+
+class _Flows:
+    """Which flow each caller changes next: its own share of them in a shuffled order, so that no two callers meet."""
+
+    def __init__(self, callers: int) -> None:
+        shuffled = random.Random(3).sample(range(FLOWS), FLOWS)
+        self._shares = [shuffled[caller::callers] for caller in range(callers)]
+        self._at = [0] * callers
+
+    def next(self, caller: int) -> int:
+        share = self._shares[caller]
+        self._at[caller] += 1
+        return share[self._at[caller] % len(share)]
+
+
+_IDS = [uuid.UUID(f"00000000-0000-7000-8000-{number:012x}") for number in range(FLOWS)]
+
+
+async def _revisions(pool: asyncpg.Pool) -> list[int]:
+    rows = await pool.fetch("SELECT revision FROM bare.flows ORDER BY flow_id")
+    return [row["revision"] for row in rows]
+
+
+class _Single:
+    """Each caller sends its own statement."""
+
+    _STATEMENT = ONE.format(account="$1", engagement="$2", flow_id="$3", guard="= $4", document="$5", change="$6")
+
+    def __init__(self, postgres: Postgres, pool: asyncpg.Pool, callers: int) -> None:
+        self._postgres, self._pool, self._callers = postgres, pool, callers
+
+    async def run(self, seconds: float) -> Sample:
+        revisions, flows, document = await _revisions(self._pool), _Flows(self._callers), DOCUMENT.encode()
+
+        async def call(caller: int) -> None:
+            flow = flows.next(caller)
+            async with self._pool.acquire() as connection:
+                done = await connection.execute(self._STATEMENT, ACCOUNT, ENGAGEMENT, _IDS[flow], revisions[flow], document, CHANGE)
+            if done != "INSERT 0 1":
+                raise RuntimeError(f"a mutation that nobody else could win was lost: {done}")
+            revisions[flow] += 1
+
+        return await closed_loop(call, self._callers, seconds, {"postgres": self._postgres.pid})
+
+
+class _Combined:
+    """What arrives while ``LANES`` statements are out waits and goes together as the next one."""
+
+    def __init__(self, postgres: Postgres, pool: asyncpg.Pool, callers: int) -> None:
+        self._postgres, self._pool, self._callers = postgres, pool, callers
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._out = 0
+        self._revisions: list[int] = []
+
+    async def run(self, seconds: float) -> Sample:
+        self._revisions = await _revisions(self._pool)
+        flows = _Flows(self._callers)
+        lanes: set[asyncio.Task[None]] = set()
+
+        async def call(caller: int) -> None:
+            answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((flows.next(caller), answered))
+            if self._out < LANES:
+                self._out += 1
+                lane = asyncio.create_task(self._lane())
+                lanes.add(lane)
+                lane.add_done_callback(lanes.discard)
+            await answered
+
+        return await closed_loop(call, self._callers, seconds, {"postgres": self._postgres.pid})
+
+    async def _lane(self) -> None:
+        document = DOCUMENT.encode()
+        async with self._pool.acquire() as connection:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                size = len(batch)
+                rows = await connection.fetch(
+                    MANY,
+                    [ACCOUNT] * size,
+                    [ENGAGEMENT] * size,
+                    [_IDS[flow] for flow, _ in batch],
+                    [self._revisions[flow] for flow, _ in batch],
+                    [document] * size,
+                    [CHANGE] * size,
+                )
+                for flow, answered in batch:
+                    self._revisions[flow] += 1
+                    if len(rows) == size:
+                        answered.set_result(None)
+                    else:
+                        answered.set_exception(RuntimeError(f"{size - len(rows)} mutations that nobody else could win were lost"))
+        self._out -= 1
+
+
+class _Pgbench:
+    """The single statement from PostgreSQL's own client; pgbench keeps no revision for each flow, so the guard always passes."""
+
+    def __init__(self, postgres: Postgres, clients: int) -> None:
+        statement = ONE.format(
+            account=":account",
+            engagement=":engagement",
+            flow_id=FLOW_ID.format(number=":number::bigint"),
+            guard="> 0",
+            document=":document",
+            change=":change",
+        )
+        script = f"\\set number :client_id + {clients} * random(0, {FLOWS // clients - 1})\n{' '.join(statement.split())};\n"
+        self._postgres = postgres
+        self._load = Load(
+            [script], clients, {"account": str(ACCOUNT), "engagement": str(ENGAGEMENT), "document": DOCUMENT, "change": CHANGE}
+        )
+
+    async def run(self, seconds: float) -> Sample:
+        return await pgbench(self._postgres, self._load, seconds)

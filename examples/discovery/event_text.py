@@ -1,0 +1,97 @@
+"""Events as sentences."""
+
+from __future__ import annotations
+
+from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
+
+
+def event_text(event: event_pb2.FlowEvent) -> str:
+    """What one commit did, as one line."""
+    told = [text for change in event.changes if (text := _change(change))]
+    fallen = " (progress fell)" if event.progress_regressed else ""
+    return "; ".join(told) + fallen
+
+
+def state_name(state: flow_pb2.PhaseState) -> str:
+    """A phase state for people: `waiting approval`."""
+    return _plain(flow_pb2.PhaseState.Name(state), "PHASE_STATE_").replace("_", " ").lower()
+
+
+def status_name(status: flow_pb2.FlowStatus) -> str:
+    """A flow status as the documentation writes it: `WAITING_APPROVAL`."""
+    return _plain(flow_pb2.FlowStatus.Name(status), "FLOW_STATUS_")
+
+
+def _change(change: event_pb2.EventChange) -> str:
+    match change.WhichOneof("kind"):
+        case "created":
+            return f"{change.created.display_name or 'the flow'} was created"
+        case "child_started":
+            return f"its {change.child_started.type} began"
+        case "phase":
+            return _phase(change.phase)
+        case "hold":
+            return f"the flow is now {_plain(event_pb2.FlowHold.Name(change.hold.to_hold), 'FLOW_HOLD_').lower()}{_because(change.hold.reason)}"
+        case "fields":
+            return "name or labels changed"
+        case "document":
+            return _document(change.document)
+        case "activity":
+            return "; ".join(map(_activity, change.activity.entries))
+        case "deleted":
+            return f"the flow was deleted{_because(change.deleted.reason)}"
+        case "undeleted":
+            return "the flow was brought back"
+        case other:
+            return f"something newer than this client: {other}"
+
+
+def _phase(changed: event_pb2.PhaseChanged) -> str:
+    name = changed.phase
+    if changed.from_state == changed.to_state == flow_pb2.PHASE_STATE_IN_PROGRESS:
+        return f"{name} is at {changed.to_fraction:.0%}: {changed.reason}" if changed.reason else f"{name} is at {changed.to_fraction:.0%}"
+    if changed.taken_along_by:
+        return f"{name} is {state_name(changed.to_state)}, taken along by {changed.taken_along_by}"
+    why = f": {changed.reason}" if changed.reason else ""
+    match changed.to_state:
+        case flow_pb2.PHASE_STATE_IN_PROGRESS:
+            return f"{name} began again, retry {changed.retry_count}{why}" if changed.retry_count else f"{name} began{why}"
+        case flow_pb2.PHASE_STATE_COMPLETED:
+            if changed.from_state == flow_pb2.PHASE_STATE_WAITING_APPROVAL:
+                return f"{name} was approved{why}"
+            return f"{name} is complete{why}"
+        case flow_pb2.PHASE_STATE_WAITING_APPROVAL:
+            return f"{name} waits for approval{why}"
+        case flow_pb2.PHASE_STATE_RETRY_NEEDED if changed.from_state == flow_pb2.PHASE_STATE_WAITING_APPROVAL:
+            return f"{name} was rejected{why}"
+        case flow_pb2.PHASE_STATE_RETRY_NEEDED if changed.failure.code:
+            return f"{name} failed and may be retried, {_code(changed.failure)}: {changed.failure.message}"
+        case flow_pb2.PHASE_STATE_FAILED:
+            return f"{name} failed for good, {_code(changed.failure)}: {changed.failure.message}"
+        case state:
+            return f"{name} is {state_name(state)}{why}"
+
+
+def _document(changed: event_pb2.DocumentChanged) -> str:
+    name = f"{changed.child_type} data" if changed.document == "data" else changed.document
+    size = f"{changed.size_bytes / 1024:,.1f} KiB" if changed.size_bytes >= 1024 else f"{changed.size_bytes} bytes"
+    return f"{name} is now {size}"
+
+
+def _activity(entry: activity_pb2.ActivityEntry) -> str:
+    if entry.kind == activity_pb2.ACTIVITY_KIND_TIMING:
+        return f"{entry.phase} took {entry.duration.ToTimedelta().total_seconds() * 1000:,.0f} ms, {entry.value:,.0f} {entry.unit}"
+    kind = _plain(activity_pb2.ActivityKind.Name(entry.kind), "ACTIVITY_KIND_").lower()
+    return f"{kind} recorded: {entry.message or entry.subject}"
+
+
+def _code(failure: flow_pb2.PhaseFailure) -> str:
+    return _plain(flow_pb2.FailureCode.Name(failure.code), "FAILURE_CODE_")
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _plain(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix)

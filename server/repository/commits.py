@@ -1,0 +1,436 @@
+"""The way in: commits that arrive while others are on their way to disk are collected and sent together.
+
+One statement carries the commits of many flows, each flow guarded by itself. Several commits of one flow are applied in the order in
+which they came. There is no timer: a batch is whatever arrived while the last one was out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import asyncpg
+from server.cache import Heads
+from server.repository import requests
+from server.repository.batch import Step, batch_of, document_bytes, merged_places
+from server.repository.commit_statement import creating, outcome, updating
+from server.repository.database import COLLISIONS, Database
+from server.repository.flows import Flows, Head, Key
+from server.repository.requests import Answered, Request
+from server.statemachine import flow as machine
+from server.statemachine.change import Change
+from server.statemachine.errors import (
+    ConcurrentModification,
+    Draining,
+    FlowError,
+    FlowExists,
+    FlowNotFound,
+    StoreUnavailable,
+)
+from server.statemachine.flow import Occasion, Outcome
+from server.statemachine.values import DocumentPlace, Tenant
+
+ATTEMPTS = 10
+# One batch holds at most this many commits, and documents of about this size: a large one would make the small ones wait.
+BATCH_COMMITS = 128
+BATCH_BYTES = 1024 * 1024
+# Beyond this many waiting commits the caller is told to come back rather than left to wait for its deadline.
+WAITING_COMMITS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a new flow is made of."""
+
+    type: str
+    display_name: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One commit as a caller asks for it; ``expected`` 0 means whatever revision is current, ``birth`` makes a new flow."""
+
+    tenant: Tenant
+    flow_id: UUID
+    changes: tuple[Change, ...]
+    occasion: Occasion
+    expected: int = 0
+    request: Request | None = None
+    birth: Birth | None = None
+
+    @property
+    def key(self) -> Key:
+        """The flow."""
+        return self.tenant, self.flow_id
+
+
+@dataclass(slots=True)
+class _Waiting:
+    asked: Asked
+    size: int
+    done: asyncio.Future[Outcome | Answered]
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def succeed(self, result: Outcome | Answered) -> None:
+        if not self.done.done():  # a caller who went away has cancelled it
+            self.done.set_result(result)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one flow's waiting commits come to."""
+
+    head: Head | None
+    steps: list[Step] = field(default_factory=list)
+    carried: list[_Waiting] = field(default_factory=list)
+    refused: list[tuple[_Waiting, FlowError]] = field(default_factory=list)
+
+
+class Commits:
+    """Collects commits and stores them."""
+
+    def __init__(self, database: Database, flows: Flows, heads: Heads, ring: Callable[[Key], None], lanes: int) -> None:
+        """``ring`` is told of every flow that moved; ``lanes`` transactions at most are out at a time."""
+        self._database, self._flows, self._heads, self._ring = database, flows, heads, ring
+        self._waiting: deque[_Waiting] = deque()
+        self._busy: set[object] = set()  # flows and request ids that are on their way to disk
+        self._lanes = lanes
+        self._running = 0
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
+        self._closed = False
+
+    async def commit(self, asked: Asked) -> Outcome | Answered:
+        """The flow once the changes are on disk, or the answer that the same request was given before.
+
+        Raises whatever the changes' rules raise; FlowNotFound, FlowExists, ConcurrentModification, RequestIdReused, StoreUnavailable.
+        """
+        if self._closed:
+            raise Draining("the server is stopping: send this to another, or again in a moment")
+        if len(self._waiting) >= WAITING_COMMITS:
+            raise StoreUnavailable(f"{WAITING_COMMITS} commits are waiting already: retry in a moment")
+        waiting = _Waiting(asked, document_bytes(asked.changes), asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._running < self._lanes:
+            self._running += 1
+            lane = asyncio.create_task(self._lane(), name="commits")
+            self._tasks.add(lane)
+            lane.add_done_callback(self._tasks.discard)
+        return await waiting.done
+
+    async def rehearse(self, asked: Asked) -> Outcome:
+        """What ``commit`` would come to, with nothing written. Raises as ``commit`` does."""
+        known = await self._flows.heads([asked.key])
+        if asked.birth is not None:
+            if asked.key in known:
+                raise FlowExists(asked.flow_id)
+            return _born(asked).outcome
+        if asked.key not in known:
+            raise FlowNotFound(asked.flow_id)
+        plan = await self._plan(known[asked.key], [_Waiting(asked, 0, asyncio.get_running_loop().create_future())])
+        if plan.refused:
+            raise plan.refused[0][1]
+        return plan.steps[0].outcome
+
+    async def commit_together(self, asked: Sequence[Asked], request: Request | None) -> list[Outcome] | Answered:
+        """All of the commits, of different flows of one tenant, in one transaction, or none of them.
+
+        Raises as ``commit`` does; the error's metadata name the flow and its place in the request.
+        """
+        tenant = asked[0].tenant
+        for _ in range(ATTEMPTS):
+            try:
+                plans = await self._plan_together(asked)
+            except FlowError:
+                if found := await self._replayed(tenant, request):
+                    return found
+                raise
+            steps = [plan.steps[0] for plan in plans]
+            outcomes = [step.outcome for step in steps]
+            batch = await batch_of(steps)
+            if request is not None:
+                batch.requests.append(requests.row(tenant, asked[0].flow_id, request, request.answer(outcomes), asked[0].occasion.now))
+            try:
+                async with self._database.begin([tenant]) as transaction:
+                    statement, values = updating(batch)
+                    stored = outcome(await transaction.rows(statement, values))
+                    if len(stored.moved) != len(asked):
+                        raise _Overtaken
+            except (_Overtaken, asyncpg.UniqueViolationError, *COLLISIONS):
+                if found := await self._replayed(tenant, request):
+                    return found
+                continue
+            finally:
+                # Moved, overtaken or unknown: what was remembered is behind or doubtful in each case.
+                for one in asked:
+                    self._heads.drop(one.key)
+            for one in asked:
+                self._ring(one.key)
+            return outcomes
+        raise StoreUnavailable(f"others changed these flows in each of {ATTEMPTS} attempts: retry in a moment")
+
+    async def close(self, patience: float) -> None:
+        """Take no more commits and wait for those under way, at most ``patience`` seconds."""
+        self._closed = True
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=patience)
+            for lane in late:
+                lane.cancel()
+        for waiting in self._waiting:
+            waiting.fail(Draining("the server is stopping: send this to another, or again in a moment"))
+
+    async def _lane(self) -> None:
+        try:
+            await self._run()
+        finally:
+            self._running -= 1  # in the same step as the last look at what waits, so that no commit falls in between
+
+    async def _run(self) -> None:
+        while taken := self._take():
+            keys = {key for waiting in taken for key in _keys(waiting)}
+            self._busy |= keys
+            try:
+                await self._store(taken)
+            except Exception as error:  # noqa: BLE001 - a supervised loop: one faulty batch must not stop the lane
+                self._failed(taken, error)  # the boundary of each call logs it
+            finally:
+                self._busy -= keys
+                for waiting in taken:  # a lane that is cancelled leaves nobody waiting
+                    waiting.fail(StoreUnavailable("the server stopped before this was known to be stored: retry with the same request_id"))
+
+    def _failed(self, taken: Sequence[_Waiting], error: Exception) -> None:
+        for waiting in taken:
+            self._heads.drop(waiting.asked.key)  # nobody knows whether its commit happened
+            waiting.fail(error)
+
+    def _take(self) -> list[_Waiting]:
+        """What can go out now: no flow and no request id that is out already, and of one flow only in order."""
+        taken: list[_Waiting] = []
+        left: deque[_Waiting] = deque()
+        blocked: set[object] = set()
+        size = 0
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if waiting.done.done():
+                continue
+            keys = _keys(waiting)
+            full = len(taken) >= BATCH_COMMITS or (taken and size + waiting.size > BATCH_BYTES)
+            if full or not blocked.isdisjoint(keys) or not self._busy.isdisjoint(keys):
+                left.append(waiting)
+                blocked.update(keys)
+                continue
+            if waiting.asked.request is not None or waiting.asked.birth is not None:
+                blocked.update(keys[1:] if waiting.asked.birth is None else keys)  # the next one must find this one stored
+            taken.append(waiting)
+            size += waiting.size
+        self._waiting = left
+        return taken
+
+    async def _store(self, taken: Sequence[_Waiting]) -> None:
+        for _ in range(ATTEMPTS):
+            groups: dict[Key, list[_Waiting]] = {}
+            for waiting in taken:
+                if not waiting.done.done():
+                    groups.setdefault(waiting.asked.key, []).append(waiting)
+            if not groups:
+                return
+            plans = await self._plans(groups)
+            await self._write({key: plan for key, plan in plans.items() if plan.steps})
+        for waiting in taken:
+            key = waiting.asked.key
+            current = (await self._flows.heads([key])).get(key)
+            revision = current.flow.revision if current else 0
+            waiting.fail(ConcurrentModification(waiting.asked.expected or revision - 1, revision))
+
+    async def _plans(self, groups: Mapping[Key, list[_Waiting]]) -> dict[Key, _Plan]:
+        """A plan for each flow. What a remembered head refuses is tried again on the database's own before anybody is told so."""
+        plans: dict[Key, _Plan] = {}
+        doubtful: list[Key] = []
+        for key, group in groups.items():
+            if group[0].asked.birth is not None:
+                plans[key] = _birth_plan(group[0])
+                continue
+            head = self._heads.get(key)
+            plan = None if head is None else await self._plan(head, group)
+            if plan is None or plan.refused:
+                doubtful.append(key)
+            else:
+                plans[key] = plan
+        if doubtful:
+            known = await self._flows.heads(doubtful)
+            for key in doubtful:
+                plans[key] = await self._plan_certain(key, known.get(key), groups[key])
+        idle = [plan for plan in plans.values() if not plan.steps]
+        await self._refuse([pair for plan in idle for pair in plan.refused])
+        return plans
+
+    async def _plan_certain(self, key: Key, head: Head | None, group: list[_Waiting]) -> _Plan:
+        if head is None:
+            self._heads.drop(key)
+            return _Plan(None, refused=[(waiting, FlowNotFound(key[1])) for waiting in group])
+        self._heads.drop(key)  # what was remembered may be of another revision than this one, older or newer
+        self._heads.put(key, head)
+        return await self._plan(head, group)
+
+    async def _plan(self, head: Head, group: Sequence[_Waiting]) -> _Plan:
+        places = merged_places(change for waiting in group for change in waiting.asked.changes)
+        stored: dict[DocumentPlace, bytes] = {}
+        for place in places:
+            text = await self._flows.document(head.flow.tenant, head.flow.flow_id, place)
+            if text is not None:
+                stored[place] = text
+        if places:  # merging parses and writes whole documents
+            return await asyncio.to_thread(_applied, head, group, stored)
+        return _applied(head, group, stored)
+
+    async def _plan_together(self, asked: Sequence[Asked]) -> list[_Plan]:
+        known = await self._flows.heads([one.key for one in asked])
+        plans = []
+        for at, one in enumerate(asked):
+            try:
+                if one.key not in known:
+                    raise FlowNotFound(one.flow_id)
+                plan = await self._plan(known[one.key], [_Waiting(one, 0, asyncio.get_running_loop().create_future())])
+                if plan.refused:
+                    raise plan.refused[0][1]
+            except FlowError as error:
+                error.metadata.update(flow_id=str(one.flow_id), commit_index=str(at))
+                raise
+            plans.append(plan)
+        return plans
+
+    async def rehearse_together(self, asked: Sequence[Asked]) -> list[Outcome]:
+        """What ``commit_together`` would come to, with nothing written."""
+        return [plan.steps[0].outcome for plan in await self._plan_together(asked)]
+
+    async def _write(self, plans: Mapping[Key, _Plan]) -> None:
+        born = {key: plan for key, plan in plans.items() if plan.head is None}
+        moved = {key: plan for key, plan in plans.items() if plan.head is not None}
+        for part in (born, moved):
+            if part:
+                await self._write_part(part)
+
+    async def _write_part(self, plans: Mapping[Key, _Plan]) -> None:
+        steps = [step for plan in plans.values() for step in plan.steps]
+        batch = await batch_of(steps)
+        for plan in plans.values():
+            for waiting, step in zip(plan.carried, plan.steps, strict=True):
+                if waiting.asked.request is not None:
+                    batch.requests.append(_request_row(waiting.asked, step))
+        new = next(iter(plans.values())).head is None
+        statement, values = creating(batch) if new else updating(batch)
+        tenants = list(dict.fromkeys(tenant for tenant, _ in plans))
+        try:
+            stored = outcome(await self._database.commit(tenants, statement, values))
+        except COLLISIONS:
+            return
+        except asyncpg.PostgresError as error:
+            await self._write_apart(plans, error)
+            return
+        answered = {(tenant, flow_id) for tenant, flow_id, _ in stored.answered}
+        for key, plan in plans.items():
+            if key in stored.moved:
+                await self._arrived(key, plan)
+            elif key in answered:
+                await self._answer(plan)
+            elif new:
+                await self._refuse([(waiting, FlowExists(key[1])) for waiting in plan.carried])
+            else:
+                self._heads.drop(key)
+
+    async def _write_apart(self, plans: Mapping[Key, _Plan], error: asyncpg.PostgresError) -> None:
+        """One flow's fault must not be another's: send each by itself; what fails alone is told so."""
+        if len(plans) > 1:
+            for key, plan in plans.items():
+                await self._write_part({key: plan})
+            return
+        for key, plan in plans.items():
+            self._heads.drop(key)
+            if not isinstance(error, asyncpg.UniqueViolationError):  # that is a twin elsewhere: the next attempt finds its answer
+                for waiting in plan.carried:
+                    waiting.fail(error)
+
+    async def _arrived(self, key: Key, plan: _Plan) -> None:
+        last = plan.steps[-1]
+        self._heads.put(key, Head(last.outcome.flow, last.hash))
+        for waiting, step in zip(plan.carried, plan.steps, strict=True):
+            waiting.succeed(step.outcome)
+        self._ring(key)
+        await self._refuse(plan.refused)  # only now: what they were refused for has happened
+
+    async def _answer(self, plan: _Plan) -> None:
+        for waiting in plan.carried:
+            if found := await self._replayed(waiting.asked.tenant, waiting.asked.request):
+                waiting.succeed(found)
+
+    async def _refuse(self, refused: Iterable[tuple[_Waiting, FlowError]]) -> None:
+        """Tell callers no, unless the same request was told yes before."""
+        for waiting, error in refused:
+            try:
+                found = await self._replayed(waiting.asked.tenant, waiting.asked.request)
+            except FlowError as reused:
+                waiting.fail(reused)
+                continue
+            if found:
+                waiting.succeed(found)
+            else:
+                waiting.fail(error)
+
+    async def _replayed(self, tenant: Tenant, request: Request | None) -> Answered | None:
+        return None if request is None else await requests.answered(self._database, tenant, request)
+
+
+class _Overtaken(Exception):
+    """A flow of a common commit moved meanwhile: roll all of it back."""
+
+
+def _keys(waiting: _Waiting) -> tuple[object, ...]:
+    request = waiting.asked.request
+    if request is None:
+        return (waiting.asked.key,)
+    return waiting.asked.key, (waiting.asked.tenant, "request", request.request_id)
+
+
+def _request_row(asked: Asked, step: Step) -> tuple[object, ...]:
+    assert asked.request is not None
+    return requests.row(asked.tenant, asked.flow_id, asked.request, asked.request.answer([step.outcome]), asked.occasion.now)
+
+
+def _born(asked: Asked) -> Step:
+    assert asked.birth is not None
+    birth = asked.birth
+    made = machine.create(asked.tenant, asked.flow_id, birth.type, birth.display_name, birth.labels, asked.changes, asked.occasion)
+    return Step.after(None, made)
+
+
+def _birth_plan(waiting: _Waiting) -> _Plan:
+    try:
+        return _Plan(None, [_born(waiting.asked)], [waiting])
+    except FlowError as error:
+        return _Plan(None, refused=[(waiting, error)])
+
+
+def _applied(head: Head, group: Sequence[_Waiting], stored: Mapping[DocumentPlace, bytes]) -> _Plan:
+    plan = _Plan(head)
+    for waiting in group:
+        asked, revision = waiting.asked, head.flow.revision
+        try:
+            if asked.expected and asked.expected != revision:
+                raise ConcurrentModification(asked.expected, revision)
+            made = machine.apply(head.flow, asked.changes, asked.occasion, stored)
+        except FlowError as error:
+            plan.refused.append((waiting, error))
+            continue
+        step = Step.after(head, made)
+        head = Head(made.flow, step.hash)
+        if made.documents:
+            stored = {**stored, **made.documents}
+        plan.steps.append(step)
+        plan.carried.append(waiting)
+    return plan

@@ -1,0 +1,276 @@
+"""Reading flows: one row for a summary, one statement for everything, keyset pages for lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum, unique
+from typing import Any, TypeVar
+from uuid import UUID
+
+import orjson
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Select,
+    Text,
+    bindparam,
+    column,
+    func,
+    select,
+    union_all,
+)
+from sqlalchemy import UUID as UUIDType
+
+from server.repository import codec
+from server.repository.database import Database
+from server.repository.document_store import unpacked
+from server.repository.filter import Filter, Order, after, condition, sorting
+from server.repository.statement import Statement, gated, mine, same_flow
+from server.repository.tables import FLOW_KEY, activity, children, documents, flows
+from server.statemachine.errors import FlowNotFound
+from server.statemachine.graphs import BUILT_IN, JOURNEYS
+from server.statemachine.states import FlowHold, FlowStatus
+from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, Flow, FlowSummary, Tenant
+
+_STATUS = {status.name: status for status in FlowStatus}
+_HOLD = {hold.name: hold for hold in FlowHold}
+
+_SUMMARY = (
+    "client_account_id",
+    "engagement_id",
+    "flow_id",
+    "type",
+    "display_name",
+    "revision",
+    "status",
+    "progress",
+    "current_child",
+    "current_phases",
+    "labels",
+    "create_time",
+    "created_by",
+    "update_time",
+    "updated_by",
+    "end_time",
+    "delete_time",
+    "hold_reason",
+)
+_SUMMARY_COLUMNS = [flows.c[name] for name in _SUMMARY]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A flow as it is, and the hash of its last event."""
+
+    flow: Flow
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything about a flow, of one moment."""
+
+    head: Head
+    documents: Mapping[DocumentPlace, bytes]
+    activity: tuple[ActivityEntry, ...]
+
+
+def _rows_of(statement: Any) -> ColumnElement[Any]:
+    """The rows of a sub-select as one array of records."""
+    return func.array(statement.scalar_subquery())
+
+
+def _children() -> ColumnElement[Any]:
+    names = ("type", "definition_version", "child_flow_id", "phases", "create_time", "update_time")
+    parts = [select(func.row(*(table.c[name] for name in names))).where(*same_flow(table, flows)) for table in children.values()]
+    return _rows_of(union_all(*(part.correlate(flows) for part in parts)))
+
+
+def _documents() -> ColumnElement[Any]:
+    names = ("name", "child_type", "body")
+    return _rows_of(select(func.row(*(documents.c[name] for name in names))).where(*same_flow(documents, flows)).correlate(flows))
+
+
+def _activity() -> ColumnElement[Any]:
+    names = ("body", "time", "actor", "sequence")
+    rows = select(func.row(*(activity.c[name] for name in names))).where(*same_flow(activity, flows)).correlate(flows)
+    return _rows_of(rows)
+
+
+_HEAD_COLUMNS = [*_SUMMARY_COLUMNS, flows.c.hold, flows.c.totals, flows.c.head_hash, _children()]
+
+_keys = (
+    func.unnest(*(bindparam(f"key_{name}", type_=ARRAY(UUIDType())) for name in FLOW_KEY))
+    .table_valued(*(column(name, UUIDType()) for name in FLOW_KEY))
+    .render_derived(name="wanted")
+)
+_ONE = Statement(gated(select(*_SUMMARY_COLUMNS).where(*mine(flows), flows.c.flow_id == bindparam("flow_id", type_=UUIDType()))))
+_MANY = Statement(gated(select(*_SUMMARY_COLUMNS).where(*same_flow(flows, _keys))))
+_HEADS = Statement(gated(select(*_HEAD_COLUMNS).where(*same_flow(flows, _keys))))
+_RECORDS = Statement(gated(select(*_HEAD_COLUMNS, _documents(), _activity()).where(*same_flow(flows, _keys))))
+_PLACES = Statement(
+    gated(
+        select(documents.c.body).where(
+            *mine(documents),
+            documents.c.flow_id == bindparam("flow_id", type_=UUIDType()),
+            documents.c.name == bindparam("name", type_=Text),
+            documents.c.child_type == bindparam("child_type", type_=Text),
+        )
+    )
+)
+
+Key = tuple[Tenant, UUID]
+_Found = TypeVar("_Found")
+
+
+@unique
+class DeletedFlows(Enum):
+    """Whether a list shows soft-deleted flows."""
+
+    HIDDEN = "hidden"
+    SHOWN = "shown"
+
+
+def _summary(row: Sequence[Any]) -> FlowSummary:
+    account, engagement, flow_id, kind, name, revision, status, progress, child, phases, labels, *rest = row
+    create_time, created_by, update_time, updated_by, end_time, delete_time, hold_reason = rest
+    return FlowSummary(
+        Tenant(account, engagement),
+        flow_id,
+        kind,
+        name,
+        revision,
+        _STATUS[status],
+        progress,
+        child,
+        tuple(phases),
+        orjson.loads(labels) if labels != "{}" else {},
+        create_time,
+        created_by,
+        update_time,
+        updated_by,
+        end_time,
+        delete_time,
+        hold_reason,
+    )
+
+
+def _head(row: Sequence[Any]) -> Head:
+    said = _summary(row[: len(_SUMMARY)])
+    hold, totals, head_hash, found = row[len(_SUMMARY) : len(_SUMMARY) + 4]
+    journey = JOURNEYS[said.type]
+    members = sorted(found, key=lambda child: journey.index(child[0]))
+    flow = Flow(
+        said.tenant,
+        said.flow_id,
+        said.type,
+        said.revision,
+        said.created_by,
+        said.create_time,
+        said.updated_by,
+        said.update_time,
+        said.display_name,
+        said.labels,
+        _HOLD[hold],
+        said.hold_reason,
+        tuple(codec.child_from_row(BUILT_IN[kind], child) for kind, _, *child in members),
+        {kind: totals[kind.value - 1] for kind in ActivityKind},
+        said.end_time,
+        said.delete_time,
+    )
+    return Head(flow, head_hash)
+
+
+class Flows:
+    """What can be read of flows; soft-deleted ones included unless said otherwise."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def summary(self, tenant: Tenant, flow_id: UUID) -> FlowSummary:
+        """The flow's hot row. Raises FlowNotFound."""
+        values = {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id, "flow_id": flow_id}
+        rows = await self._database.read([tenant], _ONE, values)
+        if not rows:
+            raise FlowNotFound(flow_id)
+        return _summary(rows[0])
+
+    async def summaries(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[FlowSummary]:
+        """The flows' hot rows in the order asked for. Raises FlowNotFound for the first that is missing."""
+        rows = await self._read(_MANY, [(tenant, flow_id) for flow_id in flow_ids])
+        return _in_order(flow_ids, {row[2]: _summary(row) for row in rows})
+
+    async def heads(self, keys: Sequence[Key]) -> dict[Key, Head]:
+        """The flows with their children, those that there are."""
+        found = [_head(row) for row in await self._read(_HEADS, keys)]
+        return {(head.flow.tenant, head.flow.flow_id): head for head in found}
+
+    async def flows(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[Flow]:
+        """The flows with their children in the order asked for. Raises FlowNotFound for the first that is missing."""
+        heads = await self.heads([(tenant, flow_id) for flow_id in flow_ids])
+        return _in_order(flow_ids, {flow_id: head.flow for (_, flow_id), head in heads.items()})
+
+    async def records(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[Record]:
+        """The flows with all that belongs to them in the order asked for. Raises FlowNotFound for the first that is missing."""
+        rows = await self._read(_RECORDS, [(tenant, flow_id) for flow_id in flow_ids])
+        found = {}
+        for row in rows:
+            bodies, entries = row[-2], row[-1]
+            texts = await unpacked([body for _, _, body in bodies])
+            places = [DocumentPlace(name, child_type) for name, child_type, _ in bodies]
+            found[row[2]] = Record(_head(row), dict(zip(places, texts, strict=True)), _entries(entries))
+        return _in_order(flow_ids, found)
+
+    async def document(self, tenant: Tenant, flow_id: UUID, place: DocumentPlace) -> bytes | None:
+        """The stored document; None when there is none."""
+        values = {
+            "client_account_id": tenant.client_account_id,
+            "engagement_id": tenant.engagement_id,
+            "flow_id": flow_id,
+            "name": place.name,
+            "child_type": place.child_type,
+        }
+        rows = await self._database.read([tenant], _PLACES, values)
+        return (await unpacked([rows[0][0]]))[0] if rows else None
+
+    async def page(
+        self, tenant: Tenant, wanted: Filter, order: Order, start: tuple[str | datetime, UUID] | None, size: int, deleted: DeletedFlows
+    ) -> list[FlowSummary]:
+        """At most ``size`` flows that match, in order, after ``start`` (the order's column and the id of the last one seen)."""
+        query: Select[Any] = select(*_SUMMARY_COLUMNS).where(
+            flows.c.client_account_id == tenant.client_account_id,
+            flows.c.engagement_id == tenant.engagement_id,
+            condition(wanted, flows),
+        )
+        if deleted is DeletedFlows.HIDDEN:
+            query = query.where(flows.c.delete_time.is_(None))
+        if start is not None:
+            query = query.where(after(order, flows, *start))
+        query = query.order_by(*sorting(order, flows)).limit(size)
+        rows = await self._database.read([tenant], Statement(gated(query)), {})
+        return [_summary(row) for row in rows]
+
+    async def _read(self, statement: Statement, keys: Sequence[Key]) -> Sequence[Any]:
+        values = {
+            "key_client_account_id": [tenant.client_account_id for tenant, _ in keys],
+            "key_engagement_id": [tenant.engagement_id for tenant, _ in keys],
+            "key_flow_id": [flow_id for _, flow_id in keys],
+        }
+        return await self._database.read(list(dict.fromkeys(tenant for tenant, _ in keys)), statement, values)
+
+
+def _entries(rows: Iterable[Sequence[Any]]) -> tuple[ActivityEntry, ...]:
+    """By kind, the newest first."""
+    found = [codec.entry_from_json(orjson.loads(body), time, actor, sequence) for body, time, actor, sequence in rows]
+    return tuple(sorted(found, key=lambda entry: (entry.kind.value, -entry.sequence)))
+
+
+def _in_order(flow_ids: Iterable[UUID], found: Mapping[UUID, _Found]) -> list[_Found]:
+    ordered = []
+    for flow_id in flow_ids:
+        if flow_id not in found:
+            raise FlowNotFound(flow_id)
+        ordered.append(found[flow_id])
+    return ordered

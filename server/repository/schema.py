@@ -1,0 +1,114 @@
+"""The schema's version: bringing it up, and refusing to serve one that is old."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from server.repository.database import Database, translated
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+# Any number, the same in every process: two that migrate at once go one after the other.
+_LOCK = 0x466C6F77
+# A migration that waits for a lock makes everybody behind it wait too: better to give up and be run again.
+_LOCK_TIMEOUT = "5s"
+
+
+class SchemaError(Exception):
+    """The database cannot be served as it is; the text says what to run."""
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    if connection is not None:
+        config.attributes["connection"] = connection
+    return config
+
+
+def newest() -> str:
+    """The version that this code is written for."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    assert head is not None
+    return head
+
+
+def _driven(url: str) -> str:
+    return "postgresql+asyncpg://" + url.partition("://")[2]
+
+
+async def migrate(url: str, target: str = "head") -> tuple[str | None, str | None]:
+    """Bring the schema to ``target`` as the role that owns it; the versions before and after.
+
+    One process at a time, each migration in a transaction of its own. Raises StoreUnavailable, and SchemaError when the role may not.
+    """
+
+    def run(connection: Connection) -> None:
+        command.upgrade(_config(connection), target)
+
+    return await _alone(url, run)
+
+
+async def downgrade(url: str, target: str) -> tuple[str | None, str | None]:
+    """Take the schema back to ``target``; the versions before and after. Raises as ``migrate`` does."""
+
+    def run(connection: Connection) -> None:
+        command.downgrade(_config(connection), target)
+
+    return await _alone(url, run)
+
+
+async def _alone(url: str, run: Callable[[Connection], None]) -> tuple[str | None, str | None]:
+    engine = create_async_engine(_driven(url), poolclass=NullPool)
+    try:
+        with translated():
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+                await connection.execute(text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))
+                await connection.commit()
+                before = await connection.run_sync(_version)
+                await connection.commit()
+                await connection.run_sync(run)
+                await connection.commit()
+                return before, await connection.run_sync(_version)
+    except ProgrammingError as error:
+        if isinstance(getattr(error.orig, "__cause__", None), asyncpg.InsufficientPrivilegeError):
+            raise SchemaError(
+                "the role in FLOWLEDGER_OWNER_DATABASE_URL may not change the schema: it must own the database, and be allowed to create "
+                "the role flowledger_service (or somebody else creates that role first)"
+            ) from error
+        raise
+    finally:
+        await engine.dispose()
+
+
+def _version(connection: Connection) -> str | None:
+    if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar() is None:
+        return None
+    version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return version
+
+
+async def check(database: Database) -> None:
+    """Raises SchemaError unless the database has the schema that this code is written for, and row level security binds the service."""
+    found, wanted = await database.schema_version(), newest()
+    if found is None:
+        raise SchemaError("the database has no Flowledger schema: run `flowledger migrate`")
+    if found != wanted:
+        known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+        remedy = "run `flowledger migrate`" if found in known else "it was made by a newer Flowledger: serve with that one"
+        raise SchemaError(f"the database has schema {found}, this server needs {wanted}: {remedy}")
+    if await database.bypasses_row_security():
+        raise SchemaError(
+            "row level security does not bind the role that the service connects as (a superuser, or BYPASSRLS): connect as a member of "
+            "flowledger_service, or set FLOWLEDGER_DATABASE_ROLE=flowledger_service"
+        )

@@ -1,0 +1,139 @@
+"""Status and progress: functions of phases and commands, stored nowhere that they could go stale."""
+
+from __future__ import annotations
+
+from server.statemachine.graphs import JOURNEYS
+from server.statemachine.states import IN_PROGRESS_FULL, NOT_BEGUN, STATE_WEIGHTS, TERMINAL, FlowHold, FlowStatus, PhaseState
+from server.statemachine.values import ChildFlow, Flow, FlowSummary, Phase
+
+HOLD_STATUS = {
+    FlowHold.CANCELLED: FlowStatus.CANCELLED,
+    FlowHold.PAUSED: FlowStatus.PAUSED,
+}
+
+# Of several children under way the master takes the status that stands first here: what wants somebody's attention, then the
+# definitions' own statuses, and INITIALIZED last, because a domain that has not begun must not hide one that has.
+MASTER_ORDER = (
+    FlowStatus.FAILED,
+    FlowStatus.ERROR_RECOVERY,
+    FlowStatus.RETRY_PENDING,
+    FlowStatus.WAITING_APPROVAL,
+    FlowStatus.DATA_GATHERING,
+    FlowStatus.DISCOVERY,
+    FlowStatus.ASSESSMENT_READY,
+    FlowStatus.PLANNING,
+    FlowStatus.ACTIVE,
+    FlowStatus.INITIALIZED,
+)
+_RANK = {status: rank for rank, status in enumerate(MASTER_ORDER)}
+
+
+def phase_weight(phase: Phase) -> float:
+    """How much of the phase counts as done, 0 to 1."""
+    least = STATE_WEIGHTS[phase.state]
+    if phase.state is PhaseState.IN_PROGRESS:
+        return least + (IN_PROGRESS_FULL - least) * phase.fraction
+    return least
+
+
+def child_progress(child: ChildFlow) -> float:
+    """The child's progress, 0 to 100, to four decimals."""
+    done = sum(share * phase_weight(phase) for share, phase in zip(child.definition.shares, child.phases, strict=True))
+    return round(100.0 * done, 4)
+
+
+def child_completed(child: ChildFlow) -> bool:
+    """Whether every phase is COMPLETED."""
+    return all(phase.state is PhaseState.COMPLETED for phase in child.phases)
+
+
+def child_status(child: ChildFlow, hold: FlowHold) -> FlowStatus:
+    """The child's status under ``hold``; a command does not reach a child that had completed."""
+    states = [phase.state for phase in child.phases]
+    if states.count(PhaseState.COMPLETED) == len(states):
+        return FlowStatus.COMPLETED
+    if held := HOLD_STATUS.get(hold):
+        return held
+    if PhaseState.FAILED in states:
+        return FlowStatus.FAILED
+    if hold is FlowHold.RECOVERING:
+        return FlowStatus.ERROR_RECOVERY
+    if PhaseState.RETRY_NEEDED in states:
+        return FlowStatus.RETRY_PENDING
+    if PhaseState.WAITING_APPROVAL in states:
+        return FlowStatus.WAITING_APPROVAL
+    begun = [at for at, state in enumerate(states) if state not in NOT_BEGUN]
+    if not begun:
+        return FlowStatus.INITIALIZED
+    under_way = [at for at in begun if states[at] is not PhaseState.COMPLETED]
+    return child.definition.phases[(under_way or begun)[-1]].status  # between two phases: that of the one just completed
+
+
+def current_child(flow: Flow) -> ChildFlow | None:
+    """The child that gives the flow its status: the foremost of those not completed, else the last; None without children."""
+    under_way = [(child, child_status(child, FlowHold.NONE)) for child in flow.children]
+    open_ones = [(_RANK[status], child) for child, status in under_way if status is not FlowStatus.COMPLETED]
+    if open_ones:
+        return min(open_ones, key=lambda pair: pair[0])[1]  # min keeps the first of equals, and children are in the journey's order
+    return flow.children[-1] if flow.children else None
+
+
+def journey_completed(flow: Flow) -> bool:
+    """Whether every domain of the journey has a child and every child is complete."""
+    return len(flow.children) == len(JOURNEYS[flow.type]) and all(child_completed(child) for child in flow.children)
+
+
+def flow_status(flow: Flow) -> FlowStatus:
+    """The master's status: a command's, else that of the child under way; ACTIVE between two domains."""
+    if journey_completed(flow):
+        return FlowStatus.COMPLETED
+    if held := HOLD_STATUS.get(flow.hold):
+        return held
+    child = current_child(flow)
+    if child is not None and (status := child_status(child, flow.hold)) is not FlowStatus.COMPLETED:
+        return status
+    if flow.hold is FlowHold.RECOVERING:
+        return FlowStatus.ERROR_RECOVERY
+    return FlowStatus.INITIALIZED if child is None else FlowStatus.ACTIVE
+
+
+def flow_progress(flow: Flow) -> float:
+    """The master's progress, 0 to 100: every domain of the journey has the same share."""
+    return round(sum(child_progress(child) for child in flow.children) / len(JOURNEYS[flow.type]), 4)
+
+
+def flow_ended(flow: Flow) -> bool:
+    """Whether the flow is in a terminal status."""
+    return flow_status(flow) in TERMINAL
+
+
+def current_phases(flow: Flow) -> tuple[str, ...]:
+    """The phases of the current child that have begun and are not complete."""
+    child = current_child(flow)
+    if child is None:
+        return ()
+    return tuple(p.name for p in child.phases if p.state is not PhaseState.COMPLETED and p.state not in NOT_BEGUN)
+
+
+def summary(flow: Flow) -> FlowSummary:
+    """What lists and answers show of the flow."""
+    child = current_child(flow)
+    return FlowSummary(
+        flow.tenant,
+        flow.flow_id,
+        flow.type,
+        flow.display_name,
+        flow.revision,
+        flow_status(flow),
+        flow_progress(flow),
+        "" if child is None else child.type,
+        current_phases(flow),
+        flow.labels,
+        flow.create_time,
+        flow.created_by,
+        flow.update_time,
+        flow.updated_by,
+        flow.end_time,
+        flow.delete_time,
+        flow.hold_reason,
+    )

@@ -1,0 +1,152 @@
+"""What a flow is: frozen values without behaviour beyond looking things up in themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum, unique
+from uuid import UUID
+
+from server.statemachine.definition import Definition
+from server.statemachine.states import FailureCode, FlowHold, FlowStatus, PhaseState
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """The pair that owns a flow; tenants never see each other."""
+
+    client_account_id: UUID
+    engagement_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a phase failed."""
+
+    code: FailureCode
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One step of a child flow; what its definition says of it is found by its name."""
+
+    name: str
+    state: PhaseState = PhaseState.NOT_STARTED
+    fraction: float = 0.0
+    message: str = ""
+    retry_count: int = 0
+    failure: Failure | None = None
+    start_time: datetime | None = None
+    state_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildFlow:
+    """One domain's part of a journey; ``phases`` are in the definition's order."""
+
+    child_flow_id: UUID
+    definition: Definition
+    phases: tuple[Phase, ...]
+    create_time: datetime
+    update_time: datetime
+
+    @property
+    def type(self) -> str:
+        """The domain."""
+        return self.definition.type
+
+
+@unique
+class ActivityKind(Enum):
+    """What an activity entry tells of; numbers as in the contract."""
+
+    TRANSITION = 1
+    RETRY = 2
+    ERROR = 3
+    TIMING = 4
+    COLLABORATION = 5
+    PERFORMANCE = 6
+    MEMORY = 7
+
+
+@dataclass(frozen=True, slots=True)
+class ActivityEntry:
+    """One line of analytics; ``time``, ``actor`` and ``sequence`` are set when it is recorded."""
+
+    kind: ActivityKind
+    phase: str = ""
+    subject: str = ""
+    participants: tuple[str, ...] = ()
+    message: str = ""
+    value: float | None = None
+    unit: str = ""
+    duration: timedelta | None = None
+    time: datetime | None = None
+    actor: str = ""
+    sequence: int = 0
+
+
+@unique
+class DocumentName(Enum):
+    """The documents of a flow; each child has a ``data`` of its own."""
+
+    STATE = "state"
+    METADATA = "metadata"
+    CROSS_PHASE_CONTEXT = "cross_phase_context"
+    DATA = "data"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DocumentPlace:
+    """Which document of a flow; ``child_type`` is empty for the flow's own."""
+
+    name: str
+    child_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One journey without its documents; status and progress are derived, see derivation.py."""
+
+    tenant: Tenant
+    flow_id: UUID
+    type: str
+    revision: int
+    created_by: str
+    create_time: datetime
+    updated_by: str
+    update_time: datetime
+    display_name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    hold: FlowHold = FlowHold.NONE
+    hold_reason: str = ""
+    children: tuple[ChildFlow, ...] = ()
+    totals: Mapping[ActivityKind, int] = field(default_factory=dict, hash=False)
+    end_time: datetime | None = None
+    delete_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSummary:
+    """What lists and answers show of a flow: everything that its one hot row holds."""
+
+    tenant: Tenant
+    flow_id: UUID
+    type: str
+    display_name: str
+    revision: int
+    status: FlowStatus
+    progress: float
+    current_child: str
+    current_phases: tuple[str, ...]
+    labels: Mapping[str, str] = field(hash=False)
+    create_time: datetime
+    created_by: str
+    update_time: datetime
+    updated_by: str
+    end_time: datetime | None
+    delete_time: datetime | None
+    hold_reason: str

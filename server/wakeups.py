@@ -1,0 +1,43 @@
+"""Hints that a flow moved. They may be lost, late or doubled; they hold no data, so that nothing can be wrong about them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from server.statemachine.values import Tenant
+
+Key = tuple[Tenant, UUID]
+
+
+class LocalWakeups:
+    """Hints within one process."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[Key, set[asyncio.Event]] = {}
+
+    @contextmanager
+    def hear(self, key: Key) -> Iterator[asyncio.Event]:
+        """A flag that is raised whenever the flow moved; clear it before reading, so that a hint that comes meanwhile is not lost."""
+        moved = asyncio.Event()
+        self._listeners.setdefault(key, set()).add(moved)
+        try:
+            yield moved
+        finally:
+            listeners = self._listeners[key]
+            listeners.discard(moved)
+            if not listeners:
+                del self._listeners[key]
+
+    def ring(self, key: Key) -> None:
+        """Tell whoever listens that the flow moved."""
+        for moved in self._listeners.get(key, ()):
+            moved.set()
+
+    def ring_all(self) -> None:
+        """Tell everybody, whatever they listen for."""
+        for listeners in self._listeners.values():
+            for moved in listeners:
+                moved.set()

@@ -1,0 +1,1 @@
+"""The state machine, tested by itself: no server, no database, no clock."""
