@@ -24,9 +24,13 @@ STORED = 20_480  # flows in the tables
 TOUCHED = 1_024  # flows that are changed, 256 of each domain
 ACCOUNT, ENGAGEMENT = uuid.UUID(int=1), uuid.UUID(int=2)
 BATCH = 16
+_TENANT = {"account": str(ACCOUNT), "engagement": str(ENGAGEMENT)}
 
 _KEY = "account uuid NOT NULL, engagement uuid NOT NULL, flow_id uuid NOT NULL"
-_CHILD = f"{_KEY}, type text NOT NULL, status smallint NOT NULL, progress real NOT NULL, phases jsonb NOT NULL, update_time timestamptz NOT NULL"
+_CHILD = (
+    f"{_KEY}, type text NOT NULL, status smallint NOT NULL, progress real NOT NULL, phases jsonb NOT NULL, "
+    "update_time timestamptz NOT NULL"
+)
 
 SCHEMA = f"""
 CREATE SCHEMA children;
@@ -47,11 +51,8 @@ CREATE TABLE child_flows_own PARTITION OF child_flows DEFAULT WITH (fillfactor =
 """
 
 _FLOW_ID = "('00000000-0000-7000-8000-' || lpad(to_hex({number}), 12, '0'))::uuid"
-PHASES = (
-    "["
-    + ",".join(f'{{"name":"phase_{n}","state":2,"fraction":0.25,"retries":0,"begun":"2026-01-01T00:00:00Z","message":"{n:040d}"}}' for n in range(7))
-    + "]"
-)
+_PHASE = '{{"name":"phase_{0}","state":2,"fraction":0.25,"retries":0,"begun":"2026-01-01T00:00:00Z","message":"{0:040d}"}}'
+PHASES = f"[{','.join(_PHASE.format(number) for number in range(7))}]"
 CHANGE = '{"phase":"phase_3","before":{"fraction":0.2},"after":{"fraction":0.25},"actor":"bench","progress":[31.0,33.5]}'
 
 # One mutation. {child} is the table's name, {type} an extra condition on it.
@@ -135,11 +136,12 @@ async def _fill(postgres: Postgres) -> None:
         key = f"'{ACCOUNT}'::uuid, '{ENGAGEMENT}'::uuid, {_FLOW_ID.format(number='n')}"
         await connection.execute(f"INSERT INTO flows SELECT {key}, 1, 1, 0, now() FROM generate_series(0, {STORED - 1}) n")
         for position, domain in enumerate(DOMAINS):
-            rows = f"SELECT {key}, '{domain}', 1, 0, $1::text::jsonb, now() FROM generate_series(0, {STORED - 1}) n WHERE n / 8 % 4 = {position}"
+            rows = f"SELECT {key}, '{domain}', 1, 0, $1::text::jsonb, now() FROM generate_series(0, {STORED - 1}) n"
+            rows += f" WHERE n / 8 % 4 = {position}"
             await connection.execute(f"INSERT INTO {domain}_flows {rows}", PHASES)
             await connection.execute(f"INSERT INTO child_flows {rows}", PHASES)
-        await connection.execute("VACUUM ANALYZE")
-        await connection.execute("CHECKPOINT")
+        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'children'")
+        await connection.execute("VACUUM ANALYZE " + ", ".join(row["tablename"] for row in tables))
     finally:
         await connection.close()
 
@@ -161,7 +163,7 @@ def _single(name: str, postgres: Postgres, layout: str, clients: int, mode: str)
     load = Load(
         scripts,
         clients,
-        {"account": str(ACCOUNT), "engagement": str(ENGAGEMENT), "phases": PHASES, "change": CHANGE, **{domain: domain for domain in DOMAINS}},
+        {**_TENANT, "phases": PHASES, "change": CHANGE, **{domain: domain for domain in DOMAINS}},
         {"plan_cache_mode": mode, "search_path": "children"},
     )
 
@@ -176,7 +178,7 @@ def _read(name: str, postgres: Postgres, layout: str, mode: str) -> Measure:
     load = Load(
         [f"\\set number random(0, {TOUCHED - 1})\n{statement};\n"],
         8,
-        {"account": str(ACCOUNT), "engagement": str(ENGAGEMENT)},
+        _TENANT,
         {"plan_cache_mode": mode, "search_path": "children"},
     )
 

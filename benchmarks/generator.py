@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,17 +19,20 @@ MOST_CONNECTIONS = 4  # as a few client processes would open; see README
 class Requests(Protocol):
     """What the callers send."""
 
-    def next(self, caller: int) -> bytes:
-        """The next framed request of ``caller``, who has no other call open."""
+    def next(self, caller: int) -> bytes | None:
+        """The next framed request of ``caller``, who has no other call open; None when it shall make no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The method to call, who calls, and the process trees to account processor time to."""
+    """The method to call, as whom, and the process trees to account processor time to.
+
+    Connection number n calls with the metadata number n modulo their number, and caller number n uses connection number n likewise.
+    """
 
     address: tuple[str, int]
     path: str
-    metadata: Metadata
+    metadata: Sequence[Metadata]
     trees: Mapping[str, int]
 
 
@@ -60,13 +63,13 @@ async def unary_load(target: Target, requests: Requests, callers: int, seconds: 
     Raises CallFailed at the first answer that is not OK.
     """
     async with AsyncExitStack() as stack:
-        connections = await _connections(stack, target, min(callers, MOST_CONNECTIONS))
+        connections = await _connections(stack, target, callers)
         run = _Round(target.path)
         clock = time.perf_counter
         with spending(target.trees) as spent:
             deadline = clock() + seconds
+            run.open = callers
             for caller in range(callers):
-                run.open += 1
                 _start_caller(run, connections[caller % len(connections)], requests, caller, clock, deadline)
             for connection in connections:
                 connection.flush()
@@ -86,15 +89,19 @@ def _start_caller(
             return
         now = clock()
         run.latencies.append(now - begun)
-        if now < deadline:
-            begun = now
-            connection.unary(requests.next(caller), ended)  # flushed by the connection when it has read all that came
+        begun = now
+        proceed()
+
+    def proceed() -> None:
+        request = requests.next(caller) if begun < deadline else None
+        if request is not None:
+            connection.unary(request, ended)  # flushed by the connection when it has read all that came
             return
         run.open -= 1
         if run.open == 0 and not run.done.done():
             run.done.set_result(None)
 
-    connection.unary(requests.next(caller), ended)
+    proceed()
 
 
 async def paced_load(target: Target, requests: Requests, callers: int, rate: float, seconds: float) -> Sample:
@@ -104,7 +111,7 @@ async def paced_load(target: Target, requests: Requests, callers: int, rate: flo
     """
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
-        connections = await _connections(stack, target, min(callers, MOST_CONNECTIONS))
+        connections = await _connections(stack, target, callers)
         run = _Round(target.path)
         free = list(range(callers))
         due: list[float] = []
@@ -130,7 +137,9 @@ async def paced_load(target: Target, requests: Requests, callers: int, rate: flo
                 elif len(run.latencies) == total and not run.done.done():
                     run.done.set_result(None)
 
-            connections[caller % len(connections)].unary(requests.next(caller), ended)
+            request = requests.next(caller)
+            assert request is not None, "paced load needs requests without an end"
+            connections[caller % len(connections)].unary(request, ended)
 
         def tick() -> None:
             nonlocal scheduled
@@ -148,8 +157,10 @@ async def paced_load(target: Target, requests: Requests, callers: int, rate: flo
     return sample_of(run.latencies, spent.wall, spent.cpu)
 
 
-async def _connections(stack: AsyncExitStack, target: Target, count: int) -> list[Connection]:
-    connections = [await connect(target.address, target.path, target.metadata) for _ in range(count)]
+async def _connections(stack: AsyncExitStack, target: Target, callers: int) -> list[Connection]:
+    identities = len(target.metadata)
+    count = min(callers, max(MOST_CONNECTIONS, identities))
+    connections = [await connect(target.address, target.path, target.metadata[number % identities]) for number in range(count)]
     for connection in connections:
         stack.callback(connection.close)
     return connections

@@ -13,11 +13,9 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import asyncpg
-
 from benchmarks.closed_loop import closed_loop
 from benchmarks.pgbench import Load, pgbench
-from benchmarks.postgres import Postgres
+from benchmarks.postgres import Pool, Postgres
 from benchmarks.sample import Measure, Sample
 
 ACCOUNT, ENGAGEMENT = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -90,7 +88,7 @@ class _Flows:
 _IDS = [uuid.UUID(f"00000000-0000-7000-8000-{number:012x}") for number in range(FLOWS)]
 
 
-async def _revisions(pool: asyncpg.Pool) -> list[int]:
+async def _revisions(pool: Pool) -> list[int]:
     rows = await pool.fetch("SELECT revision FROM bare.flows ORDER BY flow_id")
     return [row["revision"] for row in rows]
 
@@ -100,7 +98,7 @@ class _Single:
 
     _STATEMENT = ONE.format(account="$1", engagement="$2", flow_id="$3", guard="= $4", document="$5", change="$6")
 
-    def __init__(self, postgres: Postgres, pool: asyncpg.Pool, callers: int) -> None:
+    def __init__(self, postgres: Postgres, pool: Pool, callers: int) -> None:
         self._postgres, self._pool, self._callers = postgres, pool, callers
 
     async def run(self, seconds: float) -> Sample:
@@ -120,7 +118,7 @@ class _Single:
 class _Combined:
     """What arrives while ``LANES`` statements are out waits and goes together as the next one."""
 
-    def __init__(self, postgres: Postgres, pool: asyncpg.Pool, callers: int) -> None:
+    def __init__(self, postgres: Postgres, pool: Pool, callers: int) -> None:
         self._postgres, self._pool, self._callers = postgres, pool, callers
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._out = 0

@@ -51,10 +51,15 @@ async def pgbench(postgres: Postgres, load: Load, seconds: float) -> Sample:
             output, complaint = await process.communicate()
         if process.returncode != 0:
             raise RuntimeError(f"pgbench failed: {complaint.decode(errors='replace')[-2000:]}")
-        lines = [line for path in directory.glob("pgbench_log.*") for line in path.read_text().splitlines()]
-    sampled = sample_of([int(line.split()[2]) / 1e6 for line in lines], spent.wall)
+        sampled = sample_of(_latencies(directory), spent.wall)
     calls, rate = _totals(output.decode())
     return Sample(calls, calls / rate, sampled.p50_ms, sampled.p99_ms, (("postgres", spent.cpu["postgres"] / calls * 1e6),))
+
+
+def _latencies(directory: Path) -> list[float]:
+    """What pgbench logged of the transactions that it sampled; seconds."""
+    lines = [line for path in directory.glob("pgbench_log.*") for line in path.read_text().splitlines()]
+    return [int(line.split()[2]) / 1e6 for line in lines]
 
 
 def _totals(output: str) -> tuple[int, float]:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from benchmarks.sample import Measure, Result, Sample
 
 
-async def alternate(measures: Sequence[Measure], rounds: int, seconds: float, heard: Callable[[int, Measure, Sample], None]) -> list[Result]:
+async def alternate(
+    measures: Sequence[Measure], rounds: int, seconds: float, heard: Callable[[int, Measure, Sample], None]
+) -> list[Result]:
     """Each measure once per round for ``seconds``; ``heard`` is told of every sample as it comes."""
     samples: dict[tuple[str, int], list[Sample]] = {measure.key: [] for measure in measures}
     for number in range(1, rounds + 1):

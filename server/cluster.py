@@ -8,18 +8,21 @@ import shutil
 import socket
 import stat
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.programs import MAJOR, EmbeddedError, account_for, environment, reachable_bin, refuse_unreachable, run
 
 START_SECONDS = 120.0  # room for crash recovery of max_wal_size
+ORPHAN_SECONDS = 10.0
 FAST_STOP_SECONDS = 30
 IMMEDIATE_STOP_SECONDS = 10
 LOG_BYTES = 16 * 1024 * 1024
 KEPT_LOG_BYTES = 1024 * 1024
+UNFINISHED = "postgres.new-"
 SOCKET_NAME = ".s.PGSQL.5432"
 SOCKET_PATH_BYTES = 103  # macOS takes 103 bytes in a socket's path, Linux 107
 
@@ -57,15 +60,22 @@ class Cluster:
         self._bin = reachable_bin(self.account, data_dir)
 
     def postmaster(self) -> int | None:
-        """Return the process id that the pid file names, or None when no such process lives."""
+        """Return the process id that the pid file names, or None when no PostgreSQL of this cluster has it."""
         pid = _pid_file(self.pgdata).pid
-        return pid if pid is not None and _alive(pid) else None
+        return pid if pid is not None and _alive(pid) and _may_serve(pid, self.pgdata) else None
+
+    def answers(self) -> bool:
+        """Return whether somebody listens on the socket that the pid file names."""
+        socket_dir = _pid_file(self.pgdata).socket_dir
+        return socket_dir is not None and _answers(socket_dir)
 
     def start(self, alone: Callable[[], bool]) -> Path:
         """Make sure that PostgreSQL answers; return the directory of its socket.
 
         `alone` says whether no other server has a hold on the data directory. Raises EmbeddedError.
         """
+        for interrupted in self.data_dir.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(interrupted, ignore_errors=True)
         if not self.pgdata.exists():
             self._create()
         self._refuse_other_major()
@@ -74,7 +84,8 @@ class Cluster:
             self._clear_stale_pid_file()
         size = self.log.stat().st_size if self.log.exists() else 0
         child: int | None = None
-        deadline = time.monotonic() + START_SECONDS
+        now = time.monotonic()
+        deadline, patience = now + START_SECONDS, now + ORPHAN_SECONDS
         while time.monotonic() < deadline:
             found = _pid_file(self.pgdata)
             if found.ready and found.socket_dir is not None and _answers(found.socket_dir):
@@ -82,6 +93,10 @@ class Cluster:
             if child is None and self.postmaster() is None:
                 child = self._spawn()
             elif child is not None and not _alive(child):
+                if self._has_processes() and time.monotonic() < patience:
+                    child = None  # refused as long as backends of a killed postmaster are about to end
+                    time.sleep(0.2)
+                    continue
                 raise EmbeddedError(f"PostgreSQL did not start. Its log, {self.log}, ends with:\n{_end_of(self.log, size)}")
             time.sleep(0.02)
         raise EmbeddedError(
@@ -96,8 +111,8 @@ class Cluster:
         output = ""
         # pg_ctl runs as the account, so a forged pid file cannot make root signal another process.
         for mode, seconds in (("fast", FAST_STOP_SECONDS), ("immediate", IMMEDIATE_STOP_SECONDS)):
-            command = [self._bin / "pg_ctl", "stop", "-D", self.pgdata, "-m", mode, "-t", str(seconds), "-s"]
-            result = run(self.account, command, text="", seconds=seconds + 10)
+            stopping = self._bin / "pg_ctl", "stop", "-D", self.pgdata, "-m", mode, "-t", str(seconds), "-s"
+            result = run(self.account, stopping, text="", seconds=seconds + 10)
             if result.returncode == 0 or self.postmaster() is None:
                 return True
             output += result.stdout
@@ -115,26 +130,15 @@ class Cluster:
 
     def _create(self) -> None:
         """Make the cluster with its roles and its database beside its place, then move it there: it exists whole or not at all."""
-        unfinished = self.data_dir / "postgres.new"
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
-        unfinished.mkdir(mode=0o700)
+        # A name of its own: an initdb that outlived its killed server may still be writing to the last one.
+        unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=self.data_dir))
         self.account.give(unfinished)
-        options: list[str | Path] = [part for name, value in CONFIGURATION.items() for part in ("-c", f"{name}={value}")]
-        command: list[str | Path] = [
-            self._bin / "initdb",
-            "-D",
-            unfinished,
-            "-U",
-            "postgres",
-            "-E",
-            "UTF8",
-            "--data-checksums",
-            "--no-instructions",
-        ]
-        # The builtin locale sorts alike on every machine. The socket's directory is closed to others, so the socket needs no password.
-        command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--auth-local=trust", "--auth-host=reject"]
-        self._create_step([*command, *options], "")
+        options = [part for name, value in CONFIGURATION.items() for part in ("-c", f"{name}={value}")]
+        # The builtin locale sorts alike on every machine.
+        locale = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+        # The socket's directory is closed to others, so the socket needs no password.
+        access = ("--username=postgres", "--auth-local=trust", "--auth-host=reject")
+        self._create_step([self._bin / "initdb", "-D", unfinished, "--data-checksums", *locale, *access, *options], "")
         self._create_step([self._bin / "postgres", "--single", "-D", unfinished, "-c", "exit_on_error=on", "postgres"], BOOTSTRAP)
         unfinished.rename(self.pgdata)
         directory = os.open(self.data_dir, os.O_RDONLY)
@@ -143,7 +147,7 @@ class Cluster:
         finally:
             os.close(directory)
 
-    def _create_step(self, command: list[str | Path], text: str) -> None:
+    def _create_step(self, command: Sequence[str | Path], text: str) -> None:
         result = run(self.account, command, text=text, seconds=START_SECONDS)
         if result.returncode != 0:
             raise EmbeddedError(f"{Path(command[0]).name} could not create the database in {self.data_dir}:\n{result.stdout}")
@@ -160,15 +164,19 @@ class Cluster:
             )
 
     def _clear_stale_pid_file(self) -> None:
-        """Remove the pid file of a killed PostgreSQL whose process id has gone to another process, as it does in containers.
+        """Remove the pid files of a killed PostgreSQL whose process id is another process's now, or a zombie's, as happens in containers.
 
-        PostgreSQL itself would take that process for a running server. All its processes work in the cluster's directory.
+        PostgreSQL itself would take that one for a running server. All its processes work in the cluster's directory.
         """
-        found = _pid_file(self.pgdata)
-        if found.pid is None or (found.socket_dir is not None and _answers(found.socket_dir)) or not Path("/proc/self/cwd").exists():
+        if _pid_file(self.pgdata).pid is None or self.answers() or not Path("/proc/self").exists():
             return
-        if not any(_works_in(process, self.pgdata) for process in Path("/proc").glob("[0-9]*")):
+        # Also a lone backend counts: it may still write, and PostgreSQL finds that out through the file.
+        if not self._has_processes():
             (self.pgdata / "postmaster.pid").unlink(missing_ok=True)
+            (self._socket_dir() / f"{SOCKET_NAME}.lock").unlink(missing_ok=True)
+
+    def _has_processes(self) -> bool:
+        return any(_may_serve(int(process.name), self.pgdata) for process in Path("/proc").glob("[0-9]*"))
 
     def _spawn(self) -> int:
         """Start the postmaster in a session of its own, out of reach of Ctrl-C; return its process id."""
@@ -179,7 +187,6 @@ class Cluster:
             "unix_socket_permissions": "0700",
             "logging_collector": "off",
             "log_destination": "stderr",
-            "external_pid_file": "",
         }
         options = [part for name, value in given.items() for part in ("-c", f"{name}={value}")]
         log_file = private_file(self.log, os.O_WRONLY | os.O_APPEND)
@@ -208,6 +215,7 @@ class Cluster:
             directory = Path("/tmp") / f"flowledger-{hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:16]}"
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o700)
+        if stat.S_ISDIR(directory.lstat().st_mode) and directory.lstat().st_uid == os.geteuid():
             self.account.give(directory)
         found = directory.lstat()
         # Whoever owns the directory owns the socket's name, and could answer in PostgreSQL's place.
@@ -238,13 +246,8 @@ def _pid_file(pgdata: Path) -> _PidFile:
 
 
 def private_file(path: Path, flags: int) -> int:
-    """Open a private file of the data directory, made when missing; never through a link that somebody placed there."""
-    try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise EmbeddedError(
-            f"{path} cannot be opened: {error.strerror}. The data directory must belong to the user that serves."
-        ) from error
+    """Open a file of the data directory for its owner alone, made when missing; never through a link that somebody placed there."""
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     if os.geteuid() == 0:  # so that a later start as the directory's owner finds its own files
         owner = path.parent.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
@@ -271,11 +274,18 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _works_in(process: Path, directory: Path) -> bool:
+def _may_serve(pid: int, pgdata: Path) -> bool:
+    """Return whether the process may be a PostgreSQL of this cluster, all of which work in its directory; yes where that cannot be seen."""
+    process = Path("/proc") / str(pid)
     try:
-        return (process / "cwd").readlink() == directory
-    except OSError:  # gone, a zombie, or another user's
-        return False
+        return (process / "cwd").samefile(pgdata)
+    except (FileNotFoundError, ProcessLookupError):  # gone or a zombie, or a system without /proc
+        return not Path("/proc/self").exists()
+    except PermissionError:  # another user's, and root in a container may not look
+        try:
+            return (process / "comm").read_text().strip() == "postgres"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
 
 def _end_of(path: Path, start: int) -> str:

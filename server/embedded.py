@@ -14,6 +14,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from server.cluster import Cluster, private_file
 from server.programs import EmbeddedError, pg_bin
@@ -24,7 +25,7 @@ LOCK_SECONDS = 180.0  # longer than the start that another process may be in
 TENDING_SECONDS = 1.0
 
 Result = TypeVar("Result")
-log: structlog.stdlib.BoundLogger = structlog.get_logger()
+log: FilteringBoundLogger = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,12 @@ class _Tenancy:
         self._tender = threading.Thread(target=self._tend, name="embedded-postgresql", daemon=True)
 
     def enter(self) -> Addresses:
-        cluster = Cluster(_prepared(self._data_dir))
-        with _start_lock(cluster.data_dir):
-            users = private_file(cluster.data_dir / "users.lock", os.O_RDWR)
+        with _explained(self._data_dir):
+            directory = _prepared(self._data_dir)
+        with _explained(directory), _start_lock(directory):
+            users = private_file(directory / "users.lock", os.O_RDWR)
             try:
+                cluster = Cluster(directory)
                 socket_dir = _attach(cluster, users)
             except BaseException:
                 os.close(users)
@@ -104,7 +107,7 @@ class _Tenancy:
         self._left.set()
         self._tender.join()
         try:
-            with _start_lock(self._cluster.data_dir):
+            with _explained(self._cluster.data_dir), _start_lock(self._cluster.data_dir):
                 if _locked(self._users, fcntl.LOCK_EX):
                     self._cluster.stop()
         finally:
@@ -113,54 +116,67 @@ class _Tenancy:
     def _tend(self) -> None:
         cluster, users = self._cluster, self._users
         assert cluster is not None
-        while not self._left.wait(TENDING_SECONDS):
+        pause = TENDING_SECONDS
+        while not self._left.wait(pause):
+            pause = TENDING_SECONDS
             try:
                 cluster.bound_log()
-                if cluster.postmaster() is None:
+                # One that answers may have its process id in another container's name space.
+                if cluster.postmaster() is None and not cluster.answers():
                     log.warning("embedded_postgresql_gone", data_dir=str(cluster.data_dir))
                     with _start_lock(cluster.data_dir):
                         _attach(cluster, users)
                     log.warning("embedded_postgresql_back", data_dir=str(cluster.data_dir))
             except (EmbeddedError, OSError, subprocess.SubprocessError) as error:
                 log.error("embedded_postgresql_not_back", data_dir=str(cluster.data_dir), error=str(error))
+                pause = 10 * TENDING_SECONDS
+
+
+@contextmanager
+def _explained(data_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EmbeddedError(
+            f"The data directory {data_dir} cannot be used: {error}. It must belong to the user that serves, on a disk with room; "
+            "another one can be named in FLOWLEDGER_DATA_DIR."
+        ) from error
 
 
 def _prepared(data_dir: Path) -> Path:
     """Return the data directory's real path after making what is missing of it."""
     directory = data_dir.resolve()
-    try:
-        for place in reversed([directory, *directory.parents]):
-            if not place.exists():
-                place.mkdir(exist_ok=True)
-                # As root another account has to get through, whatever the umask; of the last one it need not see the contents.
-                place.chmod(0o755 if place != directory else 0o711 if os.geteuid() == 0 else 0o700)
-    except OSError as error:
-        raise EmbeddedError(
-            f"The data directory {directory} cannot be made: {error.strerror}. Name another one in FLOWLEDGER_DATA_DIR."
-        ) from error
+    for place in reversed([directory, *directory.parents]):
+        if not place.exists():
+            place.mkdir(exist_ok=True)
+            # As root another account has to get through, whatever the umask; of the last one it need not see the contents.
+            place.chmod(0o755 if place != directory else 0o711 if os.geteuid() == 0 else 0o700)
     return directory
 
 
 def _attach(cluster: Cluster, users: int) -> Path:
-    socket_dir = cluster.start(lambda: _locked(users, fcntl.LOCK_EX))
-    _locked(users, fcntl.LOCK_SH)  # cannot fail: the lock is exclusive only under the start lock, which is ours
-    return socket_dir
+    """Make sure that PostgreSQL runs and that we hold the users lock, shared; return the socket's directory."""
+    try:
+        return cluster.start(lambda: _locked(users, fcntl.LOCK_EX))
+    finally:
+        _locked(users, fcntl.LOCK_SH)  # cannot fail: others have it exclusive only under the start lock, which is ours
 
 
 def _stop_orphan(data_dir: Path) -> bool:
-    directory = data_dir.resolve()
-    if not (directory / "users.lock").exists():
-        return False
-    with _start_lock(directory):
-        users = private_file(directory / "users.lock", os.O_RDWR)
-        try:
-            if not _locked(users, fcntl.LOCK_EX):
-                raise EmbeddedError(
-                    f"A server still uses the PostgreSQL in {directory}: stop that server, and PostgreSQL stops with the last one."
-                )
-            return Cluster(directory).stop()
-        finally:
-            os.close(users)
+    with _explained(data_dir):
+        directory = data_dir.resolve()
+        if not (directory / "users.lock").exists():
+            return False
+        with _start_lock(directory):
+            users = private_file(directory / "users.lock", os.O_RDWR)
+            try:
+                if not _locked(users, fcntl.LOCK_EX):
+                    raise EmbeddedError(
+                        f"A server still uses the PostgreSQL in {directory}: stop that one, and PostgreSQL stops with the last."
+                    )
+                return Cluster(directory).stop()
+            finally:
+                os.close(users)
 
 
 @contextmanager

@@ -94,22 +94,25 @@ def account_for(pgdata: Path) -> Account:
 def run(account: Account, arguments: Sequence[str | Path], *, text: str, seconds: float) -> subprocess.CompletedProcess[str]:
     """Run a program as the account with the text as its input; return its exit code and what it wrote, both streams in `stdout`.
 
-    Raises subprocess.TimeoutExpired after the seconds and PermissionError when the account cannot reach the program.
+    Raises EmbeddedError after the seconds and PermissionError when the account cannot reach the program.
     """
-    return subprocess.run(
-        arguments,
-        input=text,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        timeout=seconds,
-        check=False,
-        cwd="/",
-        env=environment(),
-        start_new_session=True,
-        **account.credentials,
-    )
+    try:
+        return subprocess.run(
+            arguments,
+            input=text,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            check=False,
+            cwd="/",
+            env=environment(),
+            start_new_session=True,
+            **account.credentials,
+        )
+    except subprocess.TimeoutExpired:
+        raise EmbeddedError(f"{arguments[0]} was ended because it took longer than {seconds:g} s: is the disk very slow?") from None
 
 
 def environment() -> Mapping[str, str]:
@@ -128,7 +131,7 @@ def reachable_bin(account: Account, data_dir: Path) -> Path:
         return directory
     copy = data_dir / f"programs-{importlib.metadata.version(WHEEL)}"
     copied_bin = copy / PACKAGE / directory.parent.name / "bin"
-    if not copy.exists():
+    if not _runs(account, copied_bin):  # not there yet, or cut short by a power failure
         _copy(directory.parent, copy)
     if not _runs(account, copied_bin):
         raise EmbeddedError(
@@ -177,6 +180,5 @@ def _copy(install: Path, copy: Path) -> None:
     for path in (unfinished, *unfinished.rglob("*")):
         if not path.is_symlink():  # installed under a strict umask the files are closed to others
             path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or path.stat().st_mode & 0o100 else 0o444))
-    for old in copy.parent.glob("programs-*"):  # of a wheel that is no longer installed
-        shutil.rmtree(old)
+    shutil.rmtree(copy, ignore_errors=True)
     unfinished.rename(copy)

@@ -35,21 +35,23 @@ Ask = Callable[[FieldMapping], Awaitable[Decision]]
 
 def mapping_table(mapping: FieldMapping, console: Console) -> Table:
     """The mapping for people: sure matches green, doubtful ones yellow, columns that are kept as they are dim."""
-    shown = table(console, "Which column is what", "column", "is", ">sure", "because", "for example")
+    shown = table(console, "Which column is what", "column", "is", ">sure", ">name", ">values", "for example")
     for match in mapping.matches:
         style = "dim" if match.field is None else "green" if match.given or match.confidence >= SURE else "yellow"
         label = FIELD_BY_NAME[match.field].label if match.field else "kept as it is"
         sure = "" if match.field is None else "given" if match.given else f"{match.confidence:.0%}"
-        shown.add_row(Text(match.column), Text(label, style), Text(sure, style), Text(_why(mapping, match.column)), Text(match.sample))
+        name = "" if match.field is None or match.given else f"{match.name_likeness:.0%}"
+        values = "" if match.fit is None else f"{match.fit:.0%}"
+        shown.add_row(Text(match.column), Text(label, style), Text(sure, style), name, values, Text(match.sample))
     return shown
 
 
-def answered(words: str, approved: Decision | None, console: Console) -> Ask:
-    """An asker that shows the mapping and decides what was said beforehand: ``approved``, or a rejection with ``words``."""
+def answered(decision: Decision, console: Console) -> Ask:
+    """An asker that shows the mapping and decides as it was told beforehand."""
 
     async def ask(mapping: FieldMapping) -> Decision:
         console.print(mapping_table(mapping, console))
-        return approved or Decision(False, words)
+        return decision
 
     return ask
 
@@ -80,7 +82,9 @@ def _decision(mapping: FieldMapping, console: Console, read: Callable[[str], str
             reason = read("Why not? ").strip() if answer.lower() in {"n", "no"} else answer
             return Decision(False, reason or "rejected without a reason", _corrections(mapping, console, read))
     except EOFError:
-        raise NobodyToAsk("the mapping waits for approval and nobody answers here: go on with --flow-id and --yes, or --reject REASON") from None
+        raise NobodyToAsk(
+            "the mapping waits for approval and nobody answers here: go on with --flow-id and --yes, or --reject REASON"
+        ) from None
 
 
 def _corrections(mapping: FieldMapping, console: Console, read: Callable[[str], str]) -> dict[str, str]:
@@ -93,17 +97,10 @@ def _corrections(mapping: FieldMapping, console: Console, read: Callable[[str], 
             console.print(str(error), markup=False)
             continue
         if column.lower() not in columns or (name != KEEP and name not in FIELD_BY_NAME):
-            console.print(f"The columns are {', '.join(match.column for match in mapping.matches)}; the fields are {', '.join(FIELD_BY_NAME)}.", markup=False)
+            console.print(
+                f"The columns are {', '.join(match.column for match in mapping.matches)}; the fields are {', '.join(FIELD_BY_NAME)}.",
+                markup=False,
+            )
             continue
         corrections[column] = name
     return corrections
-
-
-def _why(mapping: FieldMapping, column: str) -> str:
-    match = next(match for match in mapping.matches if match.column == column)
-    if match.given:
-        return "you said so"
-    if match.field is None:
-        return "like no field"
-    values = "no values" if match.fit is None else f"values {match.fit:.0%}"
-    return f"name {match.name_likeness:.0%}, {values}"

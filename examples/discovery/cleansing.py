@@ -12,8 +12,8 @@ from examples.discovery.operating_system import OperatingSystem, parse_architect
 from examples.discovery.quantity import parse_number, parse_quantity
 from examples.discovery.server import Server
 
-# Sizes without a unit, in a column whose name has none: a typical value below this is GiB, from it on MiB. No server has 1 TiB of memory as a
-# rule, nor 4 GiB of disk.
+# Sizes without a unit, in a column whose name has none: a typical value below this is GiB, from it on MiB. As a rule no server has
+# 1 TiB of memory, nor 4 GiB of disk.
 GIB_BELOW = {"memory_mib": 1024.0, "disk_mib": 4096.0}
 _UNIT_WORDS = {"kb": "k", "kib": "k", "mb": "m", "mib": "m", "gb": "g", "gib": "g", "tb": "t", "tib": "t", "byte": "b", "bytes": "b"}
 
@@ -72,7 +72,9 @@ class Cleansing:
             self._issues.append(CellIssue(row, hostname, "hostname", texts.get("hostname", ""), problem))
             return
         if hostname != texts["hostname"]:
-            self._changes.append(CellChange(row, hostname, "hostname", texts["hostname"], hostname, "host names are compared in lower case"))
+            self._changes.append(
+                CellChange(row, hostname, "hostname", texts["hostname"], hostname, "host names are compared in lower case")
+            )
         reading = _Reading(row, hostname, self._units, self._changes, self._issues)
         extra = {column: cells[at] for column, at in self._extras.items() if cells[at]}
         server = _server(reading, texts, extra)
@@ -255,5 +257,3 @@ def _flag(reading: _Reading, name: str, text: str) -> bool | None:
     if (flag := FLAGS.get(text.lower())) is None:
         reading.unreadable(name, text, "neither yes nor no")
     return flag
-
-

@@ -57,14 +57,20 @@ def dependencies(assets: Sequence[Asset]) -> Dependencies:
     guests: dict[str, list[Server]] = defaultdict(list)
     for name, host in host_of.items():
         guests[host].append(servers[name])
-    hosts = sorted((_load(host, servers.get(host), members) for host, members in guests.items()), key=lambda load: (-len(load.guests), load.host))
+    hosts = sorted(
+        (_load(host, servers.get(host), members) for host, members in guests.items()), key=lambda load: (-len(load.guests), load.host)
+    )
     return Dependencies(
         hosts=tuple(hosts),
         unlisted_hosts=tuple(load.host for load in hosts if not load.listed),
         nested=tuple(sorted(host for host in guests if host in host_of)),
         cycles=_cycles(host_of),
-        crossings=tuple(crossing for name, host in host_of.items() if host in servers for crossing in _crossings(servers[name], servers[host])),
-        too_small_hosts=tuple(load.host for load in hosts if load.states_memory_mib is not None and load.states_memory_mib < load.guest_memory_mib),
+        crossings=tuple(
+            crossing for name, host in host_of.items() if host in servers for crossing in _crossings(servers[name], servers[host])
+        ),
+        too_small_hosts=tuple(
+            load.host for load in hosts if load.states_memory_mib is not None and load.states_memory_mib < load.guest_memory_mib
+        ),
         guest_count=len(host_of),
     )
 
@@ -84,7 +90,7 @@ def _resolved(host: str, servers: Mapping[str, Server], short: Mapping[str, str]
 
 
 def _undomained(host: str, servers: Mapping[str, Server]) -> str:
-    first = host.split(".")[0]
+    first = host.split(".", maxsplit=1)[0]
     return first if first in servers else host
 
 

@@ -12,12 +12,12 @@ def event_text(event: event_pb2.FlowEvent) -> str:
     return "; ".join(told) + fallen
 
 
-def state_name(state: flow_pb2.PhaseState) -> str:
+def state_name(state: flow_pb2.PhaseState.ValueType) -> str:
     """A phase state for people: `waiting approval`."""
     return _plain(flow_pb2.PhaseState.Name(state), "PHASE_STATE_").replace("_", " ").lower()
 
 
-def status_name(status: flow_pb2.FlowStatus) -> str:
+def status_name(status: flow_pb2.FlowStatus.ValueType) -> str:
     """A flow status as the documentation writes it: `WAITING_APPROVAL`."""
     return _plain(flow_pb2.FlowStatus.Name(status), "FLOW_STATUS_")
 
@@ -31,7 +31,8 @@ def _change(change: event_pb2.EventChange) -> str:
         case "phase":
             return _phase(change.phase)
         case "hold":
-            return f"the flow is now {_plain(event_pb2.FlowHold.Name(change.hold.to_hold), 'FLOW_HOLD_').lower()}{_because(change.hold.reason)}"
+            hold = _plain(event_pb2.FlowHold.Name(change.hold.to_hold), "FLOW_HOLD_").lower()
+            return f"the flow is now {hold}{_because(change.hold.reason)}"
         case "fields":
             return "name or labels changed"
         case "document":

@@ -25,6 +25,23 @@ FLAGS = {
 # Written where a value is missing.
 BLANKS = frozenset({"", "-", "--", "n/a", "na", "none", "null", "nil", "unknown", "tbd", "?", "#n/a"})
 PORTS = re.compile(r"(\d{1,5})(?:\s*[-:]\s*(\d{1,5}))?")
+# Written where the version stands in a column of its own.
+_BARE_SYSTEMS = frozenset(
+    {
+        "rhel",
+        "red hat",
+        "red hat enterprise linux",
+        "fedora",
+        "centos",
+        "ubuntu",
+        "debian",
+        "windows",
+        "linux",
+        "rocky",
+        "rocky linux",
+        "almalinux",
+    }
+)
 LIST_SEPARATORS = re.compile(r"[;,|\s]+")
 
 
@@ -67,7 +84,19 @@ FIELDS: tuple[Field, ...] = (
         "hostname",
         "host name",
         Kind.HOSTNAME,
-        ("hostname", "fqdn", "server", "server name", "machine", "machine name", "vm", "vm name", "computer name", "system name", "dns name"),
+        (
+            "hostname",
+            "fqdn",
+            "server",
+            "server name",
+            "machine",
+            "machine name",
+            "vm",
+            "vm name",
+            "computer name",
+            "system name",
+            "dns name",
+        ),
         ("host", "name", "node", "asset", "device", "instance"),
         0.55,
     ),
@@ -88,7 +117,14 @@ FIELDS: tuple[Field, ...] = (
         ("zone", "campus", "standort"),
         0.1,
     ),
-    Field("cpu_count", "CPUs", Kind.COUNT, ("cpus", "vcpus", "cpu", "vcpu", "cores", "cpu count", "cpu cores", "processors"), ("sockets",), 0.2),
+    Field(
+        "cpu_count",
+        "CPUs",
+        Kind.COUNT,
+        ("cpus", "vcpus", "cpu", "vcpu", "cores", "cpu count", "cpu cores", "processors"),
+        ("sockets",),
+        0.2,
+    ),
     Field("memory_mib", "memory", Kind.SIZE, ("mem size", "memory", "ram", "mem", "memory size"), ("arbeitsspeicher",), 0.2),
     Field(
         "disk_mib",
@@ -107,7 +143,14 @@ FIELDS: tuple[Field, ...] = (
         ("image", "release", "template"),
         0.75,
     ),
-    Field("os_version", "OS version", Kind.VERSION, ("os version", "os release", "operating system version", "distro version"), ("version",), 0.1),
+    Field(
+        "os_version",
+        "OS version",
+        Kind.VERSION,
+        ("os version", "os release", "operating system version", "distro version"),
+        ("version",),
+        0.1,
+    ),
     Field("architecture", "architecture", Kind.ARCHITECTURE, ("architecture", "arch", "cpu architecture"), ("machine type",), 0.75),
     Field(
         "ip_address",
@@ -122,8 +165,22 @@ FIELDS: tuple[Field, ...] = (
     Field("databases", "databases", Kind.LIST, ("databases", "dbs", "schemas", "database"), ("db",), 0.05),
     Field("change_freeze", "change freeze", Kind.FLAG, ("change freeze", "frozen"), ("freeze", "change window")),
     Field("vpn", "VPN", Kind.FLAG, ("vpn", "on vpn"), ("tunnel",)),
-    Field("owner", "owner", Kind.TEXT, ("owner", "team", "contact", "responsible", "owned by", "business owner"), ("department", "admin"), 0.05),
-    Field("application", "application", Kind.TEXT, ("application", "app", "service", "workload", "business service"), ("product", "project"), 0.05),
+    Field(
+        "owner",
+        "owner",
+        Kind.TEXT,
+        ("owner", "team", "contact", "responsible", "owned by", "business owner"),
+        ("department", "admin"),
+        0.05,
+    ),
+    Field(
+        "application",
+        "application",
+        Kind.TEXT,
+        ("application", "app", "service", "workload", "business service"),
+        ("product", "project"),
+        0.05,
+    ),
     Field("description", "description", Kind.TEXT, ("description", "comment", "notes", "purpose", "annotation"), ("info", "remarks"), 0.1),
 )
 FIELD_BY_NAME = {field.name: field for field in FIELDS}
@@ -197,7 +254,3 @@ _READS: dict[Kind, Callable[[str], bool]] = {
     Kind.FLAG: lambda text: text.lower() in FLAGS,
     Kind.TEXT: lambda text: re.search("[a-z]", text, re.IGNORECASE) is not None,
 }
-# Written where the version stands in a column of its own.
-_BARE_SYSTEMS = frozenset(
-    {"rhel", "red hat", "red hat enterprise linux", "fedora", "centos", "ubuntu", "debian", "windows", "linux", "rocky", "rocky linux", "almalinux"}
-)

@@ -118,7 +118,11 @@ def _separator(text: str) -> str:
     best, best_score = ",", 0.0
     for separator in SEPARATORS:
         try:
-            sample = [len(line) for line, _ in zip(csv.reader(io.StringIO(text, newline=""), delimiter=separator), range(60), strict=False) if line]
+            sample = [
+                len(line)
+                for line, _ in zip(csv.reader(io.StringIO(text, newline=""), delimiter=separator), range(60), strict=False)
+                if line
+            ]
         except csv.Error:
             continue
         if not sample:

@@ -14,9 +14,9 @@ from uuid import UUID
 
 import grpc
 from flowledger.v1 import activity_pb2, change_pb2, document_pb2, flow_pb2, flow_service_pb2, flow_service_pb2_grpc
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # ships no stubs
 from grpc import aio
-from grpc_status import rpc_status
+from grpc_status import rpc_status  # type: ignore[import-untyped]  # ships no stubs
 
 CHILD = "discovery"
 ATTEMPT_SECONDS = 10.0
@@ -105,7 +105,7 @@ class Ledger:
         answer = await self._call(self._stub.CreateFlow, request)
         return self._seen(answer.flow).flow_id
 
-    async def flow(self, flow_id: str, view: flow_pb2.FlowView) -> flow_pb2.Flow:
+    async def flow(self, flow_id: str, view: flow_pb2.FlowView.ValueType) -> flow_pb2.Flow:
         """The flow, at least as new as anything this ledger has been told."""
         request = flow_service_pb2.GetFlowRequest(flow_id=flow_id, view=view, min_revision=self.revision)
         return self._seen((await self._call(self._stub.GetFlow, request)).flow)

@@ -25,7 +25,9 @@ LIKELY = 0.50
 BLANK_COLUMN = 0.85
 SAMPLE_ROWS = 2000
 KEEP = "-"  # as a field in a correction: the column is none of ours
-_NOISE = frozenset({"mb", "gb", "tb", "kb", "mib", "gib", "tib", "bytes", "in", "the", "of", "num", "number", "no", "total", "count", "allocated"})
+_NOISE = frozenset(
+    {"mb", "gb", "tb", "kb", "mib", "gib", "tib", "bytes", "in", "the", "of", "num", "number", "no", "total", "count", "allocated"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,9 @@ def _checked(corrections: Mapping[str, str], columns: Sequence[str]) -> dict[str
         if column is None:
             raise InventoryError(f"the inventory has no column {asked!r}; it has {', '.join(columns)}")
         if field != KEEP and field not in FIELD_BY_NAME:
-            raise InventoryError(f"{field!r} is not a field; the fields are {', '.join(FIELD_BY_NAME)}, or {KEEP} to keep the column as it is")
+            raise InventoryError(
+                f"{field!r} is not a field; the fields are {', '.join(FIELD_BY_NAME)}, or {KEEP} to keep the column as it is"
+            )
         if field != KEEP and field in given.values():
             raise InventoryError(f"the field {field} was given to two columns")
         given[column] = field

@@ -13,7 +13,7 @@ from examples.discovery.ledger import AWAY, CHILD, Ledger, call_failed
 class PhaseFailed(Exception):
     """A phase could not go on; ``code`` says whether it may be tried again."""
 
-    def __init__(self, code: flow_pb2.FailureCode, message: str) -> None:
+    def __init__(self, code: flow_pb2.FailureCode.ValueType, message: str) -> None:
         super().__init__(message)
         self.code = code
 

@@ -131,7 +131,10 @@ async def data_cleansing(work: Work) -> Outcome:
         await work.progress.report(done, len(rows), "rows cleansed")
     result = cleansing.result()
     if not result.servers:
-        raise PhaseFailed(flow_pb2.FAILURE_CODE_DATA_VALIDATION_FAILED, f"not one of the {len(rows):,} rows names a server in {mapping.column_of('hostname')}")
+        raise PhaseFailed(
+            flow_pb2.FAILURE_CODE_DATA_VALIDATION_FAILED,
+            f"not one of the {len(rows):,} rows names a server in {mapping.column_of('hostname')}",
+        )
     await work.store({"records": None, "assets": None})
     for key, servers in chunks(result.servers).items():
         await work.store({"records": {key: list_patch(servers)}})
@@ -154,7 +157,10 @@ async def data_cleansing(work: Work) -> Outcome:
 async def asset_creation(work: Work) -> Outcome:
     """An asset for each server. A chunk that has its assets already, from a run that was cut off, is left as it is."""
     servers = _all_servers(work.document)
-    created = {asset.server.hostname: asset for asset in create_assets([server for part in servers.values() for server in part], work.engagement_id)}
+    created = {
+        asset.server.hostname: asset
+        for asset in create_assets([server for part in servers.values() for server in part], work.engagement_id)
+    }
     done = 0
     for key, part in sorted(servers.items()):
         assets = [created[server.hostname] for server in part]
@@ -178,7 +184,9 @@ async def asset_inventory(work: Work) -> Outcome:
     found = totals(assets)
     await work.progress.report(len(assets), len(assets), "assets counted")
     summary: Patch = {"cpu_count": found.all.cpu_count, "memory_mib": found.all.memory_mib, "disk_mib": found.all.disk_mib}
-    return Outcome(f"{len(assets):,} assets in {len(found.by_datacenter)} datacenters", {"inventory": found}, summary, len(assets), "assets")
+    return Outcome(
+        f"{len(assets):,} assets in {len(found.by_datacenter)} datacenters", {"inventory": found}, summary, len(assets), "assets"
+    )
 
 
 async def dependency_analysis(work: Work) -> Outcome:
@@ -203,7 +211,9 @@ async def tech_debt_analysis(work: Work) -> Outcome:
     await work.progress.report(len(assets), len(assets), "assets judged")
     past = found.count(SupportState.PAST)
     summary: Patch = {"past_end_of_life": past, "ending_soon": found.count(SupportState.ENDING_SOON), "as_of": found.as_of.isoformat()}
-    return Outcome(f"{past:,} servers run a system past its end of life on {found.as_of}", {"tech_debt": found}, summary, len(assets), "assets")
+    return Outcome(
+        f"{past:,} servers run a system past its end of life on {found.as_of}", {"tech_debt": found}, summary, len(assets), "assets"
+    )
 
 
 STEPS: Mapping[str, Step] = {
@@ -226,7 +236,9 @@ def mapping_of(document: DiscoveryDocument) -> FieldMapping:
 
 def _needed(part: T | None, phase: str) -> T:
     if part is None:
-        raise PhaseFailed(flow_pb2.FAILURE_CODE_DATA_VALIDATION_FAILED, f"{phase} is complete but left nothing: roll it back and run the discovery again")
+        raise PhaseFailed(
+            flow_pb2.FAILURE_CODE_DATA_VALIDATION_FAILED, f"{phase} is complete but left nothing: roll it back and run the discovery again"
+        )
     return part
 
 

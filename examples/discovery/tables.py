@@ -18,7 +18,8 @@ def table(console: Console, title: str, *columns: str) -> Table:
         header_style="bold",
         padding=(0, 2, 0, 0) if not console.is_terminal else (0, 1),
     )
-    for column in columns:
-        numeric = column.startswith(">")
-        shown.add_column(column.removeprefix(">"), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold" if numeric else "ellipsis")
+    for at, column in enumerate(columns):
+        # Numbers and the first column are whole; of the rest the last gives way first.
+        numeric, last = column.startswith(">"), at == len(columns) - 1 > 0
+        shown.add_column(column.removeprefix(">"), justify="right" if numeric else "left", no_wrap=not last, overflow="ellipsis")
     return shown

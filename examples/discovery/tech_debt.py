@@ -66,4 +66,6 @@ def _release(system: OperatingSystem | str, names: Sequence[str], as_of: date) -
     if found.release is None:
         return ReleaseDebt(system.name, found.state, None, None, "", None, "", tuple(names))
     release = found.release
-    return ReleaseDebt(system.name, found.state, release.end, found.days_left, release.extension, release.extension_end, release.source, tuple(names))
+    return ReleaseDebt(
+        system.name, found.state, release.end, found.days_left, release.extension, release.extension_end, release.source, tuple(names)
+    )

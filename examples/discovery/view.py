@@ -45,7 +45,7 @@ class PhaseLine:
     """What the stream has said of one phase."""
 
     name: str
-    state: flow_pb2.PhaseState
+    state: flow_pb2.PhaseState.ValueType
     fraction: float
     message: str
     retry_count: int
@@ -61,7 +61,7 @@ class FlowPicture:
     """The flow as the stream has told it so far."""
 
     name: str = ""
-    status: flow_pb2.FlowStatus = flow_pb2.FLOW_STATUS_UNSPECIFIED
+    status: flow_pb2.FlowStatus.ValueType = flow_pb2.FLOW_STATUS_UNSPECIFIED
     percent: float = 0.0
     revision: int = 0
     phases: dict[tuple[str, str], PhaseLine] = field(default_factory=dict)
@@ -85,7 +85,11 @@ class FlowPicture:
                 line = self.phases.get((moved.child_type, moved.phase))
                 before = line or PhaseLine(moved.phase, moved.from_state, moved.from_fraction, "", 0)
                 self.phases[moved.child_type, moved.phase] = replace(
-                    before, state=moved.to_state, fraction=moved.to_fraction, message=moved.reason or before.message, retry_count=moved.retry_count
+                    before,
+                    state=moved.to_state,
+                    fraction=moved.to_fraction,
+                    message=moved.reason or before.message,
+                    retry_count=moved.retry_count,
                 )
         self.events.append(f"{event.revision:>4}  {event_text(event)}")
 
@@ -123,10 +127,12 @@ class ProgressView:
 
     async def _responses(self) -> AsyncIterator[flow_service_pb2.WatchFlowResponse]:
         """Everything that the service says of the flow, through breaks and restarts, each revision once."""
+        away = False
         while True:
             call = self._ledger.watch_call(self._request())
             try:
                 async for response in call:
+                    away = False
                     yield response
                     if response.WhichOneof("message") == "end" and response.end.reason in _ENDINGS:
                         return
@@ -136,7 +142,8 @@ class ProgressView:
                     self._picture.revision = 0
                 elif error.code() != grpc.StatusCode.UNAVAILABLE:
                     raise call_failed(error) from None
-                else:
+                elif not away:  # said once for each absence
+                    away = True
                     self._say(f"the service is away; the stream is taken up again after revision {self._picture.revision}")
                 await asyncio.sleep(RECONNECT_SECONDS)
             finally:
@@ -200,9 +207,14 @@ def picture_of(picture: FlowPicture, width: int) -> RenderableType:
         if line.state == flow_pb2.PHASE_STATE_IN_PROGRESS and line.message:
             told += f": {line.message}"
         bars.add_row(
-            Text(line.name, style), ProgressBar(1.0, line.done, width=bar, complete_style=style, finished_style=style), f"{line.done:.0%}", Text(told, style)
+            Text(line.name, style),
+            ProgressBar(1.0, line.done, width=bar, complete_style=style, finished_style=style),
+            f"{line.done:.0%}",
+            Text(told, style),
         )
-    head = Text.assemble((picture.name, "bold"), f"   {status_name(picture.status)}   {picture.percent:.1f} %   revision {picture.revision}")
+    head = Text.assemble(
+        (picture.name, "bold"), f"   {status_name(picture.status)}   {picture.percent:.1f} %   revision {picture.revision}"
+    )
     events = [Text(event, "dim", no_wrap=True, overflow="ellipsis") for event in picture.events]
     return Group(head, bars, *events)
 

@@ -67,7 +67,7 @@ class Worker:
             ready = _ready(child)
             if not ready:
                 raise DiscoveryStopped("no phase can go on: see ListFlowEvents for why")
-            # All of them at once: what does not depend on each other runs side by side. Each is heard to its end before one's trouble ends us.
+            # What does not depend on each other runs side by side; each is heard to its end before the trouble of one ends us.
             ended = await asyncio.gather(*(self._advance(phase) for phase in ready), return_exceptions=True)
             for error in ended:
                 if error is not None:
@@ -84,7 +84,9 @@ class Worker:
         if phase.name not in STEPS:
             raise DiscoveryStopped(f"this worker does not know the phase {phase.name}")
         if phase.state == flow_pb2.PHASE_STATE_FAILED:
-            raise DiscoveryStopped(f"{phase.name} failed for good: {phase.failure.message}. Roll it back or grant a retry, then go on with --flow-id")
+            raise DiscoveryStopped(
+                f"{phase.name} failed for good: {phase.failure.message}. Roll it back or grant a retry, then go on with --flow-id"
+            )
         if phase.state == flow_pb2.PHASE_STATE_WAITING_APPROVAL:
             await self._settle(phase.name)
             return
@@ -105,8 +107,8 @@ class Worker:
             await self._move(phase.name, flow_pb2.PHASE_STATE_RETRY_NEEDED, str(halted))
             raise DiscoveryStopped(str(halted)) from None
         await progress.close()
-        await self._finish(phase, outcome)
         await self._record(phase.name, outcome, clock() - begun)
+        await self._finish(phase, outcome)
 
     async def _begin(self, phase: flow_pb2.Phase) -> None:
         if phase.state == flow_pb2.PHASE_STATE_NOT_STARTED:
@@ -180,7 +182,7 @@ class Worker:
         if not decision.corrections:
             raise DiscoveryStopped("the mapping was rejected: go on with --flow-id and a correction, --map COLUMN=FIELD")
 
-    async def _move(self, phase: str, to: flow_pb2.PhaseState, reason: str) -> None:
+    async def _move(self, phase: str, to: flow_pb2.PhaseState.ValueType, reason: str) -> None:
         await self._ledger.transition(self._flow_id, change_pb2.PhaseTransition(phase=phase, to=to, reason=reason))
 
 

@@ -12,6 +12,7 @@ from server.repository import codec
 from server.repository.commit_statement import Batch, Row, child_table
 from server.repository.document_store import packed
 from server.repository.flows import Head
+from server.repository.requests import Committed
 from server.repository.tables import ACTIVITY_SLOTS
 from server.statemachine.change import Change, MergeDocument, ReplaceDocument, StartChild, UpdateFlow
 from server.statemachine.derivation import child_progress, child_status, current_child, current_phases
@@ -37,6 +38,11 @@ class Step:
         flow = outcome.flow
         link = codec.chained(codec.NO_HASH if head is None else head.hash, flow.tenant, flow.flow_id, outcome.event, body)
         return cls(outcome.event.revision - 1, None if head is None else head.flow, outcome, body, link)
+
+    @property
+    def committed(self) -> Committed:
+        """What the caller is told once it is on disk."""
+        return Committed(self.outcome.flow, self.outcome.event, self.hash)
 
 
 def merged_places(changes: Iterable[Change]) -> list[DocumentPlace]:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 import asyncpg
+
 from server.cache import Heads
 from server.repository import requests
 from server.repository.batch import Step, batch_of, document_bytes, merged_places
 from server.repository.commit_statement import creating, outcome, updating
 from server.repository.database import COLLISIONS, Database
 from server.repository.flows import Flows, Head, Key
-from server.repository.requests import Answered, Request
+from server.repository.requests import Answered, Committed, Request
 from server.statemachine import flow as machine
 from server.statemachine.change import Change
 from server.statemachine.errors import (
@@ -30,7 +31,7 @@ from server.statemachine.errors import (
     FlowNotFound,
     StoreUnavailable,
 )
-from server.statemachine.flow import Occasion, Outcome
+from server.statemachine.flow import Occasion
 from server.statemachine.values import DocumentPlace, Tenant
 
 ATTEMPTS = 10
@@ -72,13 +73,13 @@ class Asked:
 class _Waiting:
     asked: Asked
     size: int
-    done: asyncio.Future[Outcome | Answered]
+    done: asyncio.Future[Committed | Answered]
 
     def fail(self, error: BaseException) -> None:
         if not self.done.done():
             self.done.set_exception(error)
 
-    def succeed(self, result: Outcome | Answered) -> None:
+    def succeed(self, result: Committed | Answered) -> None:
         if not self.done.done():  # a caller who went away has cancelled it
             self.done.set_result(result)
 
@@ -106,7 +107,7 @@ class Commits:
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
         self._closed = False
 
-    async def commit(self, asked: Asked) -> Outcome | Answered:
+    async def commit(self, asked: Asked) -> Committed | Answered:
         """The flow once the changes are on disk, or the answer that the same request was given before.
 
         Raises whatever the changes' rules raise; FlowNotFound, FlowExists, ConcurrentModification, RequestIdReused, StoreUnavailable.
@@ -124,21 +125,21 @@ class Commits:
             lane.add_done_callback(self._tasks.discard)
         return await waiting.done
 
-    async def rehearse(self, asked: Asked) -> Outcome:
+    async def rehearse(self, asked: Asked) -> Committed:
         """What ``commit`` would come to, with nothing written. Raises as ``commit`` does."""
         known = await self._flows.heads([asked.key])
         if asked.birth is not None:
             if asked.key in known:
                 raise FlowExists(asked.flow_id)
-            return _born(asked).outcome
+            return _born(asked).committed
         if asked.key not in known:
             raise FlowNotFound(asked.flow_id)
         plan = await self._plan(known[asked.key], [_Waiting(asked, 0, asyncio.get_running_loop().create_future())])
         if plan.refused:
             raise plan.refused[0][1]
-        return plan.steps[0].outcome
+        return plan.steps[0].committed
 
-    async def commit_together(self, asked: Sequence[Asked], request: Request | None) -> list[Outcome] | Answered:
+    async def commit_together(self, asked: Sequence[Asked], request: Request | None) -> list[Committed] | Answered:
         """All of the commits, of different flows of one tenant, in one transaction, or none of them.
 
         Raises as ``commit`` does; the error's metadata name the flow and its place in the request.
@@ -152,10 +153,10 @@ class Commits:
                     return found
                 raise
             steps = [plan.steps[0] for plan in plans]
-            outcomes = [step.outcome for step in steps]
+            results = [step.committed for step in steps]
             batch = await batch_of(steps)
             if request is not None:
-                batch.requests.append(requests.row(tenant, asked[0].flow_id, request, request.answer(outcomes), asked[0].occasion.now))
+                batch.requests.append(requests.row(tenant, asked[0].flow_id, request, request.answer(results), asked[0].occasion.now))
             try:
                 async with self._database.begin([tenant]) as transaction:
                     statement, values = updating(batch)
@@ -172,7 +173,7 @@ class Commits:
                     self._heads.drop(one.key)
             for one in asked:
                 self._ring(one.key)
-            return outcomes
+            return results
         raise StoreUnavailable(f"others changed these flows in each of {ATTEMPTS} attempts: retry in a moment")
 
     async def close(self, patience: float) -> None:
@@ -305,9 +306,9 @@ class Commits:
             plans.append(plan)
         return plans
 
-    async def rehearse_together(self, asked: Sequence[Asked]) -> list[Outcome]:
+    async def rehearse_together(self, asked: Sequence[Asked]) -> list[Committed]:
         """What ``commit_together`` would come to, with nothing written."""
-        return [plan.steps[0].outcome for plan in await self._plan_together(asked)]
+        return [plan.steps[0].committed for plan in await self._plan_together(asked)]
 
     async def _write(self, plans: Mapping[Key, _Plan]) -> None:
         born = {key: plan for key, plan in plans.items() if plan.head is None}
@@ -360,7 +361,7 @@ class Commits:
         last = plan.steps[-1]
         self._heads.put(key, Head(last.outcome.flow, last.hash))
         for waiting, step in zip(plan.carried, plan.steps, strict=True):
-            waiting.succeed(step.outcome)
+            waiting.succeed(step.committed)
         self._ring(key)
         await self._refuse(plan.refused)  # only now: what they were refused for has happened
 
@@ -399,7 +400,7 @@ def _keys(waiting: _Waiting) -> tuple[object, ...]:
 
 def _request_row(asked: Asked, step: Step) -> tuple[object, ...]:
     assert asked.request is not None
-    return requests.row(asked.tenant, asked.flow_id, asked.request, asked.request.answer([step.outcome]), asked.occasion.now)
+    return requests.row(asked.tenant, asked.flow_id, asked.request, asked.request.answer([step.committed]), asked.occasion.now)
 
 
 def _born(asked: Asked) -> Step:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -64,28 +64,34 @@ class Events:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def span(self, tenant: Tenant, flow_id: UUID) -> EventPage:
+        """Where the flow's history starts and ends, without events. Raises FlowNotFound."""
+        span = await self._database.read([tenant], _SPAN, _key(tenant, flow_id))
+        if not span:
+            raise FlowNotFound(flow_id)
+        head, oldest, end_time, delete_time = span[0]
+        return EventPage((), oldest, head, end_time is not None, delete_time)
+
     async def page(self, tenant: Tenant, flow_id: UUID, after: int, size: int) -> EventPage:
         """At most ``size`` events after revision ``after``.
 
         Raises FlowNotFound; RevisionInFuture when the flow has not come to ``after``; RevisionCompacted when an event right after it is
         no longer kept.
         """
-        values = {
-            "client_account_id": tenant.client_account_id,
-            "engagement_id": tenant.engagement_id,
-            "flow_id": flow_id,
-        }
-        span = await self._database.read([tenant], _SPAN, values)
-        if not span:
-            raise FlowNotFound(flow_id)
-        head, oldest, end_time, delete_time = span[0]
-        if after > head:
-            raise RevisionInFuture(after, head)
-        if after + 1 < oldest:
-            raise RevisionCompacted(after, oldest, head)
+        span = await self.span(tenant, flow_id)
+        if after > span.head:
+            raise RevisionInFuture(after, span.head)
+        if after + 1 < span.oldest:
+            raise RevisionCompacted(after, span.oldest, span.head)
+        if after == span.head:
+            return span
         # The head read before bounds the page, so that "ended" and the events tell of the same moment.
-        rows = await self._database.read([tenant], _PAGE, {**values, "after": after, "head": head, "size": size}) if after < head else []
-        return EventPage(_decoded(rows), oldest, head, end_time is not None, delete_time)
+        rows = await self._database.read([tenant], _PAGE, {**_key(tenant, flow_id), "after": after, "head": span.head, "size": size})
+        return replace(span, events=_decoded(rows))
+
+
+def _key(tenant: Tenant, flow_id: UUID) -> dict[str, object]:
+    return {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id, "flow_id": flow_id}
 
 
 def _decoded(rows: Sequence[tuple[int, datetime, str, str, bytes]]) -> tuple[StoredEvent, ...]:

@@ -14,8 +14,17 @@ from server.repository.database import Database
 from server.repository.statement import Statement, gated, mine
 from server.repository.tables import requests
 from server.statemachine.errors import RequestIdReused
-from server.statemachine.flow import Outcome
-from server.statemachine.values import Tenant
+from server.statemachine.event import Event
+from server.statemachine.values import Flow, Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A flow after a commit, the event that records it, and that event's link in the hash chain."""
+
+    flow: Flow
+    event: Event
+    hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +33,7 @@ class Request:
 
     request_id: UUID
     payload_hash: bytes
-    answer: Callable[[Sequence[Outcome]], bytes]
+    answer: Callable[[Sequence[Committed]], bytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import Enum
 
 import pytest
+from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
 from google.protobuf.descriptor import EnumDescriptor
 
-from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
 from server.statemachine.states import FailureCode, FlowHold, FlowStatus, PhaseState
 from server.statemachine.values import ActivityKind
 

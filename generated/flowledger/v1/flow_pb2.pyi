@@ -265,6 +265,7 @@ class Phase(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     STATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    PROGRESS_PERCENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The phase's name in its definition."""
     state: Global___PhaseState.ValueType
@@ -279,9 +280,11 @@ class Phase(_message.Message):
     requires_approval: _builtins.bool
     """Whether WAITING_APPROVAL is a stop on the way to COMPLETED."""
     retry_count: _builtins.int
-    """How often the phase has been begun again."""
+    """How often the phase went from RETRY_NEEDED to IN_PROGRESS."""
     max_retries: _builtins.int
     """How often a retryable failure may be answered by a retry."""
+    progress_percent: _builtins.float
+    """How much of the phase counts as done, 0 to 100: what a progress bar shows."""
     @_builtins.property
     def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Phases that must be COMPLETED before this one may begin."""
@@ -324,10 +327,11 @@ class Phase(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         state_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        progress_percent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "start_time", b"start_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depends_on", b"depends_on", "end_time", b"end_time", "failure", b"failure", "fraction", b"fraction", "max_retries", b"max_retries", "message", b"message", "name", b"name", "next_states", b"next_states", "requires_approval", b"requires_approval", "requires_validation", b"requires_validation", "retry_count", b"retry_count", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depends_on", b"depends_on", "end_time", b"end_time", "failure", b"failure", "fraction", b"fraction", "max_retries", b"max_retries", "message", b"message", "name", b"name", "next_states", b"next_states", "progress_percent", b"progress_percent", "requires_approval", b"requires_approval", "requires_validation", b"requires_validation", "retry_count", b"retry_count", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

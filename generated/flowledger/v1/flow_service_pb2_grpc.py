@@ -208,9 +208,10 @@ class FlowServiceServicer(object):
     def ListFlows(self, request, context):
         """Lists the tenant's flows, page by page.
 
-        filter is AIP-160 over type, status, display_name, progress_percent, revision, created_by, create_time, update_time, labels.KEY; for example
+        filter is AIP-160 over type, status, display_name, progress_percent, revision, created_by, create_time, update_time, end_time, labels.KEY; for example
         `status = PAUSED AND labels.wave = "3" AND create_time > "2026-01-01T00:00:00Z"`.
-        order_by is `create_time`, `update_time` or `display_name`, each with optional ` desc`; default `create_time desc`.
+        A field that is missing (end_time of a running flow, a label) matches no comparison, not even `!=`.
+        order_by is `create_time`, `update_time` or `display_name`, each with optional ` desc`; empty is `create_time desc`.
         Pages are keyset pages: a flow that exists throughout is returned exactly once when the order is by create_time.
         Fails with INVALID_ARGUMENT for a bad filter, order or size, and for a page token that was not made for this tenant and query.
         """
@@ -253,7 +254,7 @@ class FlowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryPhase(self, request, context):
-        """Begins a phase again after a failure or a rollback; its retry_count rises by one.
+        """Begins a phase again: RETRY_NEEDED or FAILED (its retry_count rises by one) or ROLLED_BACK becomes IN_PROGRESS.
 
         Writes as TransitionPhase does. Fails as TransitionPhase does, and with FAILED_PRECONDITION RETRY_LIMIT_REACHED (retry_count, max_retries) or
         INVALID_PHASE_TRANSITION with retry_allowed=false when the failure is not of a kind that may be retried. TransitionPhase from FAILED to RETRY_NEEDED grants a

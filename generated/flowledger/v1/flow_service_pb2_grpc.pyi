@@ -69,9 +69,10 @@ class FlowServiceStub:
     ListFlows: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.ListFlowsRequest, _flow_service_pb2.ListFlowsResponse]
     """Lists the tenant's flows, page by page.
 
-    filter is AIP-160 over type, status, display_name, progress_percent, revision, created_by, create_time, update_time, labels.KEY; for example
+    filter is AIP-160 over type, status, display_name, progress_percent, revision, created_by, create_time, update_time, end_time, labels.KEY; for example
     `status = PAUSED AND labels.wave = "3" AND create_time > "2026-01-01T00:00:00Z"`.
-    order_by is `create_time`, `update_time` or `display_name`, each with optional ` desc`; default `create_time desc`.
+    A field that is missing (end_time of a running flow, a label) matches no comparison, not even `!=`.
+    order_by is `create_time`, `update_time` or `display_name`, each with optional ` desc`; empty is `create_time desc`.
     Pages are keyset pages: a flow that exists throughout is returned exactly once when the order is by create_time.
     Fails with INVALID_ARGUMENT for a bad filter, order or size, and for a page token that was not made for this tenant and query.
     """
@@ -98,7 +99,7 @@ class FlowServiceStub:
     validate_only: yes.
     """
     RetryPhase: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.RetryPhaseRequest, _flow_service_pb2.RetryPhaseResponse]
-    """Begins a phase again after a failure or a rollback; its retry_count rises by one.
+    """Begins a phase again: RETRY_NEEDED or FAILED (its retry_count rises by one) or ROLLED_BACK becomes IN_PROGRESS.
 
     Writes as TransitionPhase does. Fails as TransitionPhase does, and with FAILED_PRECONDITION RETRY_LIMIT_REACHED (retry_count, max_retries) or
     INVALID_PHASE_TRANSITION with retry_allowed=false when the failure is not of a kind that may be retried. TransitionPhase from FAILED to RETRY_NEEDED grants a
@@ -225,9 +226,10 @@ class FlowServiceAsyncStub(FlowServiceStub):
     ListFlows: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.ListFlowsRequest, _flow_service_pb2.ListFlowsResponse]  # type: ignore[assignment]
     """Lists the tenant's flows, page by page.
 
-    filter is AIP-160 over type, status, display_name, progress_percent, revision, created_by, create_time, update_time, labels.KEY; for example
+    filter is AIP-160 over type, status, display_name, progress_percent, revision, created_by, create_time, update_time, end_time, labels.KEY; for example
     `status = PAUSED AND labels.wave = "3" AND create_time > "2026-01-01T00:00:00Z"`.
-    order_by is `create_time`, `update_time` or `display_name`, each with optional ` desc`; default `create_time desc`.
+    A field that is missing (end_time of a running flow, a label) matches no comparison, not even `!=`.
+    order_by is `create_time`, `update_time` or `display_name`, each with optional ` desc`; empty is `create_time desc`.
     Pages are keyset pages: a flow that exists throughout is returned exactly once when the order is by create_time.
     Fails with INVALID_ARGUMENT for a bad filter, order or size, and for a page token that was not made for this tenant and query.
     """
@@ -254,7 +256,7 @@ class FlowServiceAsyncStub(FlowServiceStub):
     validate_only: yes.
     """
     RetryPhase: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.RetryPhaseRequest, _flow_service_pb2.RetryPhaseResponse]  # type: ignore[assignment]
-    """Begins a phase again after a failure or a rollback; its retry_count rises by one.
+    """Begins a phase again: RETRY_NEEDED or FAILED (its retry_count rises by one) or ROLLED_BACK becomes IN_PROGRESS.
 
     Writes as TransitionPhase does. Fails as TransitionPhase does, and with FAILED_PRECONDITION RETRY_LIMIT_REACHED (retry_count, max_retries) or
     INVALID_PHASE_TRANSITION with retry_allowed=false when the failure is not of a kind that may be retried. TransitionPhase from FAILED to RETRY_NEEDED grants a
@@ -402,9 +404,10 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_flow_service_pb2.ListFlowsResponse, _abc.Awaitable[_flow_service_pb2.ListFlowsResponse]]:
         """Lists the tenant's flows, page by page.
 
-        filter is AIP-160 over type, status, display_name, progress_percent, revision, created_by, create_time, update_time, labels.KEY; for example
+        filter is AIP-160 over type, status, display_name, progress_percent, revision, created_by, create_time, update_time, end_time, labels.KEY; for example
         `status = PAUSED AND labels.wave = "3" AND create_time > "2026-01-01T00:00:00Z"`.
-        order_by is `create_time`, `update_time` or `display_name`, each with optional ` desc`; default `create_time desc`.
+        A field that is missing (end_time of a running flow, a label) matches no comparison, not even `!=`.
+        order_by is `create_time`, `update_time` or `display_name`, each with optional ` desc`; empty is `create_time desc`.
         Pages are keyset pages: a flow that exists throughout is returned exactly once when the order is by create_time.
         Fails with INVALID_ARGUMENT for a bad filter, order or size, and for a page token that was not made for this tenant and query.
         """
@@ -455,7 +458,7 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _flow_service_pb2.RetryPhaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_flow_service_pb2.RetryPhaseResponse, _abc.Awaitable[_flow_service_pb2.RetryPhaseResponse]]:
-        """Begins a phase again after a failure or a rollback; its retry_count rises by one.
+        """Begins a phase again: RETRY_NEEDED or FAILED (its retry_count rises by one) or ROLLED_BACK becomes IN_PROGRESS.
 
         Writes as TransitionPhase does. Fails as TransitionPhase does, and with FAILED_PRECONDITION RETRY_LIMIT_REACHED (retry_count, max_retries) or
         INVALID_PHASE_TRANSITION with retry_allowed=false when the failure is not of a kind that may be retried. TransitionPhase from FAILED to RETRY_NEEDED grants a

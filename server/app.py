@@ -1,0 +1,198 @@
+"""The composition root: everything the server is made of, built on one stack, taken down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+import grpc
+import structlog
+from flowledger.v1 import flow_service_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from server.cache import Heads
+from server.embedded import embedded
+from server.repository import schema
+from server.repository.commits import Commits
+from server.repository.database import Database, PoolSettings, connected
+from server.repository.events import Events
+from server.repository.flows import Flows
+from server.services.boundary import Boundary
+from server.services.flow_service import FlowService, Sources
+from server.services.watch import Watches, WatchSettings
+from server.settings import Settings
+from server.statemachine import document
+from server.statemachine.errors import StoreUnavailable
+from server.wakeups import LocalWakeups
+
+_log = structlog.get_logger()
+
+FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
+HEALTH_SECONDS = 2.0
+
+
+def now() -> datetime:
+    """The time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def new_id(clock: Callable[[], int] = time.time_ns, entropy: Callable[[int], bytes] = os.urandom) -> UUID:
+    """A UUIDv7 (RFC 9562 section 5.7): 48 bits of milliseconds, then random bits, so that ids sort by their age."""
+    milliseconds = clock() // 1_000_000
+    value = (milliseconds & (1 << 48) - 1) << 80 | int.from_bytes(entropy(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76  # version 7
+    return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)  # variant of RFC 9562
+
+
+def channel_options(settings: Settings) -> list[tuple[str, int]]:
+    """How gRPC behaves on the server's side of a connection."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        # Two servers on one port would share its connections without a word.
+        ("grpc.so_reuseport", 0),
+        # A peer that vanished from an idle stream is noticed after about ten seconds.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.http2.ping_timeout_ms", 5_000),
+        # Clients may ping an idle watch as often as every five seconds.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server."""
+
+    address: str
+    port: int
+    drain: Callable[[], None]
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Server]:
+    """A server that takes calls while the block lasts; at its end calls under way are given ``drain_seconds``.
+
+    Raises EmbeddedError, SchemaError, StoreUnavailable, OSError: each says what to do.
+    """
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(_database(settings))
+        token_key = await database.token_key()
+        flows, events = Flows(database), Events(database)
+        wakeups = LocalWakeups()
+        commits = Commits(database, flows, Heads(settings.cache_mib * 1024 * 1024), wakeups.ring, settings.commit_lanes)
+        watches = Watches(
+            flows,
+            events,
+            wakeups,
+            now,
+            WatchSettings(
+                settings.watch_poll_seconds, settings.watch_heartbeat_seconds, settings.watch_max_age_seconds, random.SystemRandom().random
+            ),
+        )
+        limits = document.Limits(settings.max_document_bytes)
+        service = FlowService(flows, events, commits, watches, Sources(now, new_id), limits, token_key)
+        boundary = Boundary(settings.default_deadline_seconds)
+        checks = health.aio.HealthServicer()
+
+        server = grpc.aio.server(options=channel_options(settings))
+        server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service),))
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        _add_reflection(server, [FLOW_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
+        port = _bound(server, settings)
+        await server.start()
+        names = ("", FLOW_SERVICE.full_name)
+        await _set_health(checks, names, health_pb2.HealthCheckResponse.SERVING)
+        watch_health = asyncio.create_task(_watch_health(database, checks, names), name="health")
+
+        def drain() -> None:
+            boundary.drain()
+            watches.drain()
+
+        async def stop() -> None:
+            drain()
+            watch_health.cancel()
+            await checks.enter_graceful_shutdown()
+            await server.stop(settings.drain_seconds)
+            await commits.close(settings.drain_seconds)
+
+        stack.push_async_callback(stop)
+        yield Server(f"{settings.host}:{port}", port, drain)
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Database]:
+    """The database to serve from: the embedded one, brought to the newest schema, or the one that was set, checked."""
+    async with AsyncExitStack() as stack:
+        if settings.database_url is None:
+            addresses = await stack.enter_async_context(embedded(settings.data_dir))
+            before, after = await schema.migrate(addresses.owner_url)
+            if before != after:
+                _log.info("schema_migrated", before=before, after=after)
+            url = addresses.service_url
+        else:
+            url = settings.database_url.get_secret_value()
+        pool = PoolSettings(
+            settings.pool_min,
+            settings.pool_max,
+            settings.statement_timeout_seconds,
+            settings.statement_timeout_seconds,
+            settings.database_role,
+        )
+        database = await stack.enter_async_context(connected(url, pool))
+        await schema.check(database)
+        yield database
+
+
+def _bound(server: grpc.aio.Server, settings: Settings) -> int:
+    try:
+        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {settings.host}:{settings.port}: is another server there? Set FLOWLEDGER_PORT") from error
+    return int(port)
+
+
+def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
+    """Reflection under both its names: grpcurl asks for v1 first, the library registers v1alpha only."""
+    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    servicer = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME])
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    name = "grpc.reflection.v1.ServerReflection"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method}),))
+
+
+async def _set_health(
+    checks: health.aio.HealthServicer, names: Sequence[str], status: health_pb2.HealthCheckResponse.ServingStatus
+) -> None:
+    for name in names:
+        await checks.set(name, status)
+
+
+async def _watch_health(database: Database, checks: health.aio.HealthServicer, names: Sequence[str]) -> None:
+    """Says NOT_SERVING while PostgreSQL is away, so that balancers send calls elsewhere."""
+    well = True
+    while True:
+        await asyncio.sleep(HEALTH_SECONDS)
+        try:
+            await database.check()
+            found = True
+        except StoreUnavailable:
+            found = False
+        if found != well:
+            well = found
+            _log.warning("store_state", reachable=well)
+            status = health_pb2.HealthCheckResponse.SERVING if well else health_pb2.HealthCheckResponse.NOT_SERVING
+            await _set_health(checks, names, status)

@@ -1,0 +1,107 @@
+"""The `flowledger` command."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+import uvloop
+
+from server import embedded as private
+from server.app import running
+from server.log import logging
+from server.repository import schema
+from server.settings import Settings, SettingsError
+from server.statemachine.errors import FlowError
+
+app = typer.Typer(
+    help="Keeps the state of long, many-phase flows. Configured by FLOWLEDGER_ variables; README has the table.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_log = structlog.get_logger()
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command()
+def serve(
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Write host:port to this file once calls are taken; for scripts that wait.", metavar="PATH")
+    ] = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Without FLOWLEDGER_DATABASE_URL a private PostgreSQL is started in the data directory."""
+    settings = _settings()
+    with logging(settings.log_level, settings.log_format):
+        _run(_serve(settings, ready_file))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema up to this version, as its owner (FLOWLEDGER_OWNER_DATABASE_URL, else FLOWLEDGER_DATABASE_URL)."""
+    settings = _settings()
+    before, after = _run(_migrate(settings))
+    typer.echo(f"schema {after}: already there" if before == after else f"schema {before or 'empty'} -> {after}")
+
+
+@app.command()
+def stop() -> None:
+    """Stop the private PostgreSQL of the data directory that a killed server left running."""
+    settings = _settings()
+    found = _run(private.stop(settings.data_dir))
+    typer.echo(f"PostgreSQL in {settings.data_dir} {'is stopped' if found else 'was not running'}")
+
+
+async def _migrate(settings: Settings) -> tuple[str | None, str | None]:
+    if settings.migration_url is not None:
+        return await schema.migrate(settings.migration_url.get_secret_value())
+    async with private.embedded(settings.data_dir) as addresses:
+        return await schema.migrate(addresses.owner_url)
+
+
+async def _serve(settings: Settings, ready_file: Path | None) -> None:
+    asked_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_stop.set)
+    async with running(settings) as server:
+        if ready_file is not None:
+            _announce(ready_file, server.address)
+        _log.info("listening", address=server.address, database="embedded" if settings.database_url is None else "external")
+        await asked_to_stop.wait()
+        _log.info("stopping", drain_seconds=settings.drain_seconds)
+    _log.info("stopped")
+
+
+def _announce(path: Path, address: str) -> None:
+    half = path.with_name(f"{path.name}.new")
+    half.write_text(f"{address}\n")
+    half.replace(path)  # whoever waits for the file never sees half of it
+
+
+def _settings() -> Settings:
+    try:
+        return Settings.read()
+    except SettingsError as error:
+        for fault in error.faults:
+            typer.echo(f"flowledger: {fault}", err=True)
+        sys.exit(2)
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    """What ``work`` returns; an error that its reader can act on ends the command with one sentence instead of a traceback."""
+    try:
+        return uvloop.run(work)
+    except (FlowError, schema.SchemaError, private.EmbeddedError, OSError) as error:
+        typer.echo(f"flowledger: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,249 @@
+"""Where calls come in and errors go out: the only place that turns an exception into a status.
+
+Every method is wrapped when it is registered, not by an interceptor: one that is forgotten cannot be called, and a call costs 40 us less.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NoReturn
+from uuid import uuid4
+
+import grpc
+import structlog
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from server.services.caller import Caller, caller_of
+from server.statemachine.errors import (
+    Draining,
+    FlowError,
+    InvalidRequest,
+    PreconditionFailed,
+)
+
+_log = structlog.get_logger("call")
+
+DOMAIN = "flowledger"
+
+# Every reason that an error can have, and its code. What is not here is INTERNAL.
+CODES: Mapping[str, grpc.StatusCode] = MappingProxyType(
+    {
+        "INVALID_REQUEST": grpc.StatusCode.INVALID_ARGUMENT,
+        "REQUEST_ID_REUSED": grpc.StatusCode.INVALID_ARGUMENT,
+        "FLOW_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+        "PHASE_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+        "FLOW_EXISTS": grpc.StatusCode.ALREADY_EXISTS,
+        "INVALID_PHASE_TRANSITION": grpc.StatusCode.FAILED_PRECONDITION,
+        "DEPENDENCY_INCOMPLETE": grpc.StatusCode.FAILED_PRECONDITION,
+        "FLOW_NOT_ACTIVE": grpc.StatusCode.FAILED_PRECONDITION,
+        "FLOW_NOT_PAUSED": grpc.StatusCode.FAILED_PRECONDITION,
+        "FLOW_NOT_DELETED": grpc.StatusCode.FAILED_PRECONDITION,
+        "CHILD_EXISTS": grpc.StatusCode.FAILED_PRECONDITION,
+        "RETRY_LIMIT_REACHED": grpc.StatusCode.FAILED_PRECONDITION,
+        "CONCURRENT_MODIFICATION": grpc.StatusCode.ABORTED,
+        "REVISION_COMPACTED": grpc.StatusCode.OUT_OF_RANGE,
+        "REVISION_IN_FUTURE": grpc.StatusCode.OUT_OF_RANGE,
+        "LIMIT_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "NO_CALLER": grpc.StatusCode.UNAUTHENTICATED,
+        "STORE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+        "DRAINING": grpc.StatusCode.UNAVAILABLE,
+        "DEADLINE_EXCEEDED": grpc.StatusCode.DEADLINE_EXCEEDED,
+        "INTERNAL": grpc.StatusCode.INTERNAL,
+    }
+)
+_RETRY_AFTER = 0.5  # seconds; long enough for a connection to be made again
+# gRPC loses the status when the trailers exceed the metadata limit: stay below 2 KB together.
+_TEXT_LENGTH = 600
+_DETAILS_BYTES = 1000
+
+Unary = Callable[[Any, Caller], Awaitable[Any]]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Boundary:
+    """Wraps the methods of a servicer; holds whether the server still takes calls."""
+
+    def __init__(self, default_deadline: float) -> None:
+        """``default_deadline`` is what a unary call without a deadline of its own may take, in seconds."""
+        self._default_deadline = default_deadline
+        self._draining = False
+
+    def drain(self) -> None:
+        """Refuse new calls from now on; those under way go on."""
+        self._draining = True
+
+    def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+        """The handlers of every RPC of ``service``. Raises AttributeError for one that ``servicer`` lacks."""
+        methods = {}
+        make: Any
+        wrapped: Any
+        for method in service.methods:
+            call = getattr(servicer, method.name)
+            name = f"{service.full_name}/{method.name}"
+            if method.server_streaming:
+                make, wrapped = grpc.unary_stream_rpc_method_handler, self._streaming(name, call)
+            elif method.client_streaming:
+                make, wrapped = grpc.stream_unary_rpc_method_handler, self._collecting(name, call)
+            else:
+                make, wrapped = grpc.unary_unary_rpc_method_handler, self._unary(name, call)
+            methods[method.name] = make(
+                wrapped,
+                request_deserializer=GetMessageClass(method.input_type).FromString,
+                response_serializer=_serialized,
+            )
+        return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+    def _unary(self, name: str, call: Unary) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def unary(request: Any, context: Context) -> Any:
+            started = time.perf_counter()
+            caller = None
+            try:
+                caller = self._admit(context)
+                if context.time_remaining() is None:
+                    async with asyncio.timeout(self._default_deadline):
+                        response = await call(request, caller)
+                else:
+                    response = await call(request, caller)
+            except asyncio.CancelledError:
+                _told(name, caller, "CANCELLED", started, request)
+                raise
+            except Exception as error:  # noqa: BLE001 - nothing may pass the boundary as it is
+                await _abort(context, name, caller, error, started, request)
+            _told(name, caller, "OK", started, request)
+            return response
+
+        return unary
+
+    def _collecting(self, name: str, call: Unary) -> Callable[[AsyncIterator[Any], Context], Awaitable[Any]]:
+        async def collecting(requests: AsyncIterator[Any], context: Context) -> Any:
+            started = time.perf_counter()
+            caller = None
+            try:
+                caller = self._admit(context)
+                response = await call(requests, caller)
+            except asyncio.CancelledError:
+                _told(name, caller, "CANCELLED", started, None)
+                raise
+            except Exception as error:  # noqa: BLE001 - nothing may pass the boundary as it is
+                await _abort(context, name, caller, error, started, None)
+            _told(name, caller, "OK", started, None)
+            return response
+
+        return collecting
+
+    def _streaming(self, name: str, call: Callable[[Any, Caller], AsyncIterator[Any]]) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
+            started = time.perf_counter()
+            caller = None
+            try:
+                caller = self._admit(context)
+                responses = call(request, caller)
+                try:
+                    async for response in responses:
+                        yield response
+                finally:
+                    # Deterministic, and synchronous in effect: the method's own clean-up awaits nothing.
+                    await responses.aclose()  # type: ignore[attr-defined]
+            except (asyncio.CancelledError, GeneratorExit):
+                _told(name, caller, "CANCELLED", started, request)
+                raise
+            except Exception as error:  # noqa: BLE001 - nothing may pass the boundary as it is
+                await _abort(context, name, caller, error, started, request)
+            _told(name, caller, "OK", started, request)
+
+        return streaming
+
+    def _admit(self, context: Context) -> Caller:
+        if self._draining:
+            raise Draining("the server is stopping: send this to another, or again in a moment")
+        return caller_of(context.invocation_metadata() or ())
+
+
+def _serialized(message: Message | bytes) -> bytes:
+    """A repeated request's first answer is stored as bytes and sent as it is."""
+    return message if type(message) is bytes else message.SerializeToString()  # type: ignore[union-attr]
+
+
+async def _abort(context: Context, name: str, caller: Caller | None, error: Exception, started: float, request: object) -> NoReturn:
+    """Ends the call with the one status that fits ``error``. Only our own errors' text is sent."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, FlowError) and error.reason in CODES:
+        status = _status(error.reason, str(error), error.metadata, list(_details(error)))
+        _told(name, caller, error.reason, started, request, error=str(error))
+    elif isinstance(error, TimeoutError):
+        text = "the server's own limit for a call without a deadline ran out: set a deadline, and retry with the same request_id"
+        status = _status("DEADLINE_EXCEEDED", text, {}, [])
+        _told(name, caller, "DEADLINE_EXCEEDED", started, request)
+    else:
+        error_id = str(uuid4())
+        status = _status("INTERNAL", f"internal error {error_id}: the server's log says more", {"error_id": error_id}, [])
+        _log.error("call_failed", method=name, error_id=error_id, exc_info=error, **_who(caller))
+        _told(name, caller, "INTERNAL", started, request)
+    await context.abort_with_status(rpc_status.to_status(status))
+    raise AssertionError("abort_with_status returned")
+
+
+def _status(reason: str, text: str, metadata: Mapping[str, str], details: Iterable[Message]) -> status_pb2.Status:
+    kept = {key: value[:200] for key, value in list(metadata.items())[:12]}
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=kept)
+    status = status_pb2.Status(code=code_pb2.Code.Value(CODES[reason].name), message=_short(text))
+    for detail in (info, *details):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def _details(error: FlowError) -> Iterable[Message]:
+    if isinstance(error, InvalidRequest):
+        yield _violations(error)
+    elif isinstance(error, PreconditionFailed):
+        violation = error_details_pb2.PreconditionFailure.Violation(
+            type=error.reason, subject=error.subject[:200], description=_short(str(error))
+        )
+        yield error_details_pb2.PreconditionFailure(violations=[violation])
+    elif CODES[error.reason] is grpc.StatusCode.UNAVAILABLE:
+        yield error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=int(_RETRY_AFTER * 1e9)))
+
+
+def _violations(error: InvalidRequest) -> error_details_pb2.BadRequest:
+    found = error_details_pb2.BadRequest()
+    for at, violation in enumerate(error.violations):
+        found.field_violations.add(field=violation.field[:100], description=violation.description[:300])
+        if found.ByteSize() > _DETAILS_BYTES:
+            if at > 0:
+                del found.field_violations[at:]
+            left = len(error.violations) - len(found.field_violations)
+            if left:
+                found.field_violations.add(field="...", description=f"and {left} more")
+            break
+    return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _TEXT_LENGTH else f"{text[: _TEXT_LENGTH - 3]}..."
+
+
+def _who(caller: Caller | None) -> dict[str, str]:
+    if caller is None:
+        return {}
+    tenant = caller.tenant
+    return {"account": str(tenant.client_account_id), "engagement": str(tenant.engagement_id), "user": caller.user}
+
+
+def _told(name: str, caller: Caller | None, outcome: str, started: float, request: object, **more: str) -> None:
+    """The call's one log line: who, what, how it ended and how long it took; never a document."""
+    write = _log.info if outcome == "OK" else _log.warning if outcome not in ("INTERNAL", "STORE_UNAVAILABLE") else _log.error
+    flow_id = getattr(request, "flow_id", "")
+    if flow_id:
+        more["flow"] = flow_id[:36]
+    write("call", method=name, outcome=outcome, ms=round((time.perf_counter() - started) * 1000, 2), **_who(caller), **more)

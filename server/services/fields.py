@@ -1,0 +1,171 @@
+"""Reading a request field by field: every fault is noted, and all are reported together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import Enum
+from typing import TypeVar
+from uuid import UUID
+
+import orjson
+from flowledger.v1 import document_pb2
+from google.protobuf import duration_pb2, json_format
+
+from server.statemachine import document
+from server.statemachine.errors import InvalidRequest, Violation
+
+TEXT_LENGTH = 2000
+NAME_LENGTH = 200
+LABELS = 64
+_LABEL_KEY = re.compile(r"[a-z0-9][a-z0-9_./-]{0,62}")
+_NIL = UUID(int=0)
+_MAX_REVISION = 2**63 - 1
+
+_Member = TypeVar("_Member", bound=Enum)
+
+
+class Fields:
+    """Collects the faults of one request. Each method returns the value, or a placeholder after noting what is wrong."""
+
+    def __init__(self, limits: document.Limits) -> None:
+        self.limits = limits
+        self._violations: list[Violation] = []
+
+    def wrong(self, field: str, description: str) -> None:
+        """Note a fault."""
+        self._violations.append(Violation(field, description))
+
+    def check(self) -> None:
+        """Raises InvalidRequest if anything was noted."""
+        if self._violations:
+            raise InvalidRequest(self._violations)
+
+    def uuid(self, field: str, text: str) -> UUID:
+        """A required UUID."""
+        if not text:
+            self.wrong(field, "is required")
+            return _NIL
+        return self.optional_uuid(field, text) or _NIL
+
+    def optional_uuid(self, field: str, text: str) -> UUID | None:
+        """A UUID, or None for an empty text."""
+        if not text:
+            return None
+        try:
+            # The constructor also takes braces, prefixes and hyphens anywhere: one id must have one spelling.
+            found = UUID(text) if len(text) == 36 and text.count("-") == 4 else None
+        except ValueError:
+            found = None
+        if found is None:
+            self.wrong(field, f"must be a UUID in its 36 character form, not {_shown(text)}")
+        return found
+
+    def text(self, field: str, text: str, limit: int = TEXT_LENGTH) -> str:
+        """A text without U+0000, at most ``limit`` characters."""
+        if len(text) > limit:
+            self.wrong(field, f"has {len(text)} characters, the limit is {limit}")
+        elif "\0" in text:
+            self.wrong(field, "contains U+0000, which cannot be stored")
+        return text
+
+    def required(self, field: str, text: str, limit: int = NAME_LENGTH) -> str:
+        """A text that must not be empty."""
+        if not text:
+            self.wrong(field, "is required")
+        return self.text(field, text, limit)
+
+    def labels(self, field: str, labels: Mapping[str, str]) -> dict[str, str]:
+        """Labels within their limits."""
+        if len(labels) > LABELS:
+            self.wrong(field, f"has {len(labels)} labels, the limit is {LABELS}")
+            return {}
+        for key, value in labels.items():
+            if not _LABEL_KEY.fullmatch(key):
+                self.wrong(f"{field}[{_shown(key)}]", f"is not a label key: {_LABEL_KEY.pattern}")
+            self.text(f"{field}[{_shown(key)}]", value, NAME_LENGTH)
+        return dict(labels)
+
+    def member(self, field: str, number: int, members: type[_Member], fallback: _Member | None = None) -> _Member:
+        """The member with that number. Zero is ``fallback`` where there is one, and refused where there is none."""
+        if number == 0 and fallback is not None:
+            return fallback
+        try:
+            return members(number)
+        except ValueError:
+            known = ", ".join(member.name for member in members)
+            self.wrong(field, f"{'is required' if number == 0 else f'{number} is unknown'}; one of {known}")
+            return next(iter(members))
+
+    def fraction(self, field: str, value: float) -> float:
+        """A number from 0 to 1."""
+        if not 0.0 <= value <= 1.0:  # false for NaN too
+            self.wrong(field, f"is {value}, it must be from 0 to 1")
+            return 0.0
+        return value
+
+    def finite(self, field: str, value: float) -> float:
+        """A number that is not NaN or infinite."""
+        if not math.isfinite(value):
+            self.wrong(field, f"is {value}, it must be finite")
+            return 0.0
+        return value
+
+    def revision(self, field: str, value: int) -> int:
+        """A revision, or 0 for none."""
+        if not 0 <= value <= _MAX_REVISION:
+            self.wrong(field, f"is {value}, it must not be negative")
+            return 0
+        return value
+
+    def page_size(self, value: int, default: int, largest: int) -> int:
+        """How many to return: 0 is the default, more than the largest is the largest (AIP-158)."""
+        if value < 0:
+            self.wrong("page_size", f"is {value}, it must not be negative")
+        return min(value, largest) if value > 0 else default
+
+    def span(self, field: str, duration: duration_pb2.Duration, least: timedelta, most: timedelta) -> timedelta:
+        """A span within limits."""
+        seconds = duration.seconds + duration.nanos / 1e9
+        if not least.total_seconds() <= seconds <= most.total_seconds():
+            self.wrong(field, f"is {seconds:g} s, it must be from {least.total_seconds():g} s to {most.total_seconds():g} s")
+            return least
+        return timedelta(seconds=duration.seconds, microseconds=duration.nanos // 1000)
+
+    def document(self, field: str, given: document_pb2.Document) -> bytes:
+        """The document's JSON text. Raises LimitExceeded for its size."""
+        form = given.WhichOneof("form")
+        if form is None:
+            self.wrong(field, "must have json or struct")
+            return document.EMPTY
+        try:
+            text = given.json.encode() if form == "json" else self._written(field, given)
+            return document.check(text, f"{field}.{form}", self.limits)
+        except InvalidRequest as error:
+            self._violations += error.violations
+            return document.EMPTY
+
+    def _written(self, field: str, given: document_pb2.Document) -> bytes:
+        try:
+            found = json_format.MessageToDict(given.struct)
+        except (json_format.SerializeToJsonError, ValueError, RecursionError):
+            self.wrong(f"{field}.struct", "holds a value that JSON cannot (NaN, Infinity, or a Value without a kind)")
+            return document.EMPTY
+        # A Struct knows doubles only; a whole one is written as people expect it, 3 and not 3.0.
+        return orjson.dumps(_whole(found))
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) <= 2**53 else value
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return value
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

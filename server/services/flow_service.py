@@ -1,0 +1,399 @@
+"""FlowService: each method is a paragraph. What it does, writes and fails with stands in the contract."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from flowledger.v1 import document_pb2, event_pb2, flow_pb2
+from flowledger.v1 import flow_service_pb2 as pb
+from google.protobuf.message import Message
+
+from server.repository import filter as filters
+from server.repository.commits import Asked, Birth, Commits
+from server.repository.events import Events
+from server.repository.flows import DeletedFlows, Flows
+from server.repository.requests import Answered, Committed, Request
+from server.services import convert, page_token
+from server.services.caller import Caller
+from server.services.fields import NAME_LENGTH, Fields
+from server.services.progress_stream import ProgressStream
+from server.services.watch import Watches
+from server.statemachine import change as ask
+from server.statemachine import document
+from server.statemachine.derivation import summary
+from server.statemachine.errors import LimitExceeded, RevisionInFuture
+from server.statemachine.flow import Occasion
+from server.statemachine.graphs import JOURNEYS
+from server.statemachine.values import FlowSummary, Tenant
+
+FLOWS_PAGE, FLOWS_PAGE_MOST = 50, 500
+EVENTS_PAGE, EVENTS_PAGE_MOST = 100, 1000
+BATCH_FLOWS = 100
+FILTER_LENGTH = 2000
+# Beyond this a request is read, or a response written, beside the event loop.
+INLINE_BYTES = 64 * 1024
+
+_Read = TypeVar("_Read")
+_Response = TypeVar("_Response", bound=Message)
+_SUMMARY, _BASIC, _FULL = flow_pb2.FLOW_VIEW_SUMMARY, flow_pb2.FLOW_VIEW_BASIC, flow_pb2.FLOW_VIEW_FULL
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where times and ids come from."""
+
+    now: Callable[[], datetime]
+    new_id: Callable[[], UUID]
+
+
+class FlowService:
+    """Keeps the state of flows."""
+
+    def __init__(
+        self, flows: Flows, events: Events, commits: Commits, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes
+    ) -> None:
+        self._flows, self._events, self._commits, self._watches = flows, events, commits, watches
+        self._sources, self._limits, self._token_key = sources, limits, token_key
+
+    # ---- making and changing --------------------------------------------------------------------------------------------------------
+
+    async def CreateFlow(self, request: pb.CreateFlowRequest, caller: Caller) -> pb.CreateFlowResponse | bytes:
+        """The new flow, BASIC."""
+        asked = await self._read(request, lambda fields: self._creation(fields, request, caller))
+        return await self._commit(asked, request, _basic(pb.CreateFlowResponse))
+
+    async def UpdateFlow(self, request: pb.UpdateFlowRequest, caller: Caller) -> pb.UpdateFlowResponse | bytes:
+        """The flow with the caller's own fields changed."""
+        return await self._change(request, "update", convert.update, caller, pb.UpdateFlowResponse)
+
+    async def TransitionPhase(self, request: pb.TransitionPhaseRequest, caller: Caller) -> pb.TransitionPhaseResponse | bytes:
+        """The flow with a phase in another state."""
+        return await self._change(request, "transition", convert.transition, caller, pb.TransitionPhaseResponse)
+
+    async def RetryPhase(self, request: pb.RetryPhaseRequest, caller: Caller) -> pb.RetryPhaseResponse | bytes:
+        """The flow with a phase begun again."""
+        return await self._change(request, "retry", convert.retry, caller, pb.RetryPhaseResponse)
+
+    async def RollbackPhase(self, request: pb.RollbackPhaseRequest, caller: Caller) -> pb.RollbackPhaseResponse | bytes:
+        """The flow with a phase and its dependants taken back."""
+        return await self._change(request, "rollback", convert.rollback, caller, pb.RollbackPhaseResponse)
+
+    async def ReportProgress(self, request: pb.ReportProgressRequest, caller: Caller) -> pb.ReportProgressResponse | bytes:
+        """The flow with a phase further on."""
+        return await self._change(request, "progress", convert.progress, caller, pb.ReportProgressResponse)
+
+    async def RecordActivity(self, request: pb.RecordActivityRequest, caller: Caller) -> pb.RecordActivityResponse | bytes:
+        """The flow with more analytics."""
+        return await self._change(request, "activity", convert.activity, caller, pb.RecordActivityResponse)
+
+    async def PauseFlow(self, request: pb.PauseFlowRequest, caller: Caller) -> pb.PauseFlowResponse | bytes:
+        """The flow, held."""
+        return await self._change(request, "pause", convert.pause, caller, pb.PauseFlowResponse)
+
+    async def ResumeFlow(self, request: pb.ResumeFlowRequest, caller: Caller) -> pb.ResumeFlowResponse | bytes:
+        """The flow, no longer held."""
+        return await self._change(request, "resume", convert.resume, caller, pb.ResumeFlowResponse)
+
+    async def CancelFlow(self, request: pb.CancelFlowRequest, caller: Caller) -> pb.CancelFlowResponse | bytes:
+        """The flow, ended."""
+        return await self._change(request, "cancel", convert.cancel, caller, pb.CancelFlowResponse)
+
+    async def StartChildFlow(self, request: pb.StartChildFlowRequest, caller: Caller) -> pb.StartChildFlowResponse | bytes:
+        """The flow with its next domain begun, BASIC."""
+        asked = await self._read(
+            request,
+            lambda fields: self._asked(fields, request, caller, lambda: (convert.child_start(fields, "child_start", request.child_start),)),
+        )
+        return await self._commit(asked, request, _basic(pb.StartChildFlowResponse))
+
+    async def DeleteFlow(self, request: pb.DeleteFlowRequest, caller: Caller) -> pb.DeleteFlowResponse | bytes:
+        """The flow, soft-deleted."""
+        asked = await self._read(
+            request, lambda fields: self._asked(fields, request, caller, lambda: (ask.DeleteFlow(fields.text("reason", request.reason)),))
+        )
+        return await self._commit(asked, request, _answer(pb.DeleteFlowResponse))
+
+    async def UndeleteFlow(self, request: pb.UndeleteFlowRequest, caller: Caller) -> pb.UndeleteFlowResponse | bytes:
+        """The flow, back again."""
+        asked = await self._read(request, lambda fields: self._asked(fields, request, caller, lambda: (ask.UndeleteFlow(),)))
+        return await self._commit(asked, request, _answer(pb.UndeleteFlowResponse))
+
+    async def CommitFlow(self, request: pb.CommitFlowRequest, caller: Caller) -> pb.CommitFlowResponse | bytes:
+        """The flow with all changes applied."""
+        _limited("changes", convert.CHANGES, len(request.changes))
+        asked = await self._read(
+            request,
+            lambda fields: self._asked(fields, request, caller, lambda: convert.changes(fields, "changes", request.changes)),
+        )
+        return await self._commit(asked, request, _answer(pb.CommitFlowResponse))
+
+    async def BatchUpdateFlows(self, request: pb.BatchUpdateFlowsRequest, caller: Caller) -> pb.BatchUpdateFlowsResponse | bytes:
+        """The flows, all changed in one commit."""
+        _limited("commits", BATCH_FLOWS, len(request.commits))
+        for at, commit in enumerate(request.commits):
+            _limited(f"commits[{at}].changes", convert.CHANGES, len(commit.changes))
+        commits = await self._read(request, lambda fields: self._batch(fields, request, caller))
+
+        def answer(results: Sequence[Committed]) -> pb.BatchUpdateFlowsResponse:
+            return pb.BatchUpdateFlowsResponse(
+                results=[pb.FlowCommitted(flow=convert.summarized(summary(one.flow)), event=_event(one)) for one in results]
+            )
+
+        if request.validate_only:
+            return answer(await self._commits.rehearse_together(commits))
+        found = await self._commits.commit_together(commits, _remembered(request, answer))
+        return found.answer if isinstance(found, Answered) else answer(found)
+
+    async def StreamProgress(self, requests: AsyncIterator[pb.StreamProgressRequest], caller: Caller) -> pb.StreamProgressResponse:
+        """How many reports came and how many revisions they became."""
+        return await ProgressStream(self._commits, self._sources.now, self._sources.new_id, caller, self._limits).run(requests)
+
+    # ---- reading --------------------------------------------------------------------------------------------------------------------
+
+    async def GetFlow(self, request: pb.GetFlowRequest, caller: Caller) -> pb.GetFlowResponse:
+        """The flow in the view asked for."""
+        fields = Fields(self._limits)
+        flow_id = fields.uuid("flow_id", request.flow_id)
+        least = fields.revision("min_revision", request.min_revision)
+        view = _view(fields, request.view, _BASIC)
+        _check_form(fields, request.form)
+        fields.check()
+        flow = (await self._in_view(caller.tenant, [flow_id], view, request.form))[0]
+        if flow.revision < least:
+            raise RevisionInFuture(least, flow.revision)
+        return pb.GetFlowResponse(flow=flow)
+
+    async def BatchGetFlows(self, request: pb.BatchGetFlowsRequest, caller: Caller) -> pb.BatchGetFlowsResponse:
+        """The flows in the order asked for."""
+        _limited("flow_ids", BATCH_FLOWS, len(request.flow_ids))
+        fields = Fields(self._limits)
+        if not request.flow_ids:
+            fields.wrong("flow_ids", f"must have 1 to {BATCH_FLOWS} ids")
+        flow_ids = [fields.uuid(f"flow_ids[{at}]", text) for at, text in enumerate(request.flow_ids)]
+        view = _view(fields, request.view, _BASIC)
+        _check_form(fields, request.form)
+        fields.check()
+        return pb.BatchGetFlowsResponse(flows=await self._in_view(caller.tenant, flow_ids, view, request.form))
+
+    async def ListFlows(self, request: pb.ListFlowsRequest, caller: Caller) -> pb.ListFlowsResponse:
+        """One page of flows."""
+        fields = Fields(self._limits)
+        size = fields.page_size(request.page_size, FLOWS_PAGE, FLOWS_PAGE_MOST)
+        view = _view(fields, request.view, _SUMMARY)
+        if view == _FULL:
+            fields.wrong("view", "must be SUMMARY or BASIC: documents are read flow by flow")
+        fields.text("filter", request.filter, FILTER_LENGTH)
+        fields.text("order_by", request.order_by, NAME_LENGTH)
+        fields.check()
+        wanted, order = filters.parse(request.filter), filters.parse_order(request.order_by)
+        query = "\0".join((request.filter, request.order_by, str(request.show_deleted))).encode()
+        purpose, owner = "ListFlows", _owner(caller.tenant)
+        start = None
+        if request.page_token:
+            start = _position(order, page_token.open(self._token_key, purpose, owner, query, request.page_token))
+        shown = DeletedFlows.SHOWN if request.show_deleted else DeletedFlows.HIDDEN
+        found = await self._flows.page(caller.tenant, wanted, order, start, size + 1, shown)
+        page = found[:size]
+        token = page_token.seal(self._token_key, purpose, owner, query, _place(order, page[-1])) if len(found) > size else ""
+        if view == _BASIC and page:
+            ids = [said.flow_id for said in page]
+            flows = await self._in_view(caller.tenant, ids, _BASIC, document_pb2.DOCUMENT_FORM_JSON)
+        else:
+            flows = [convert.summarized(said) for said in page]
+        return pb.ListFlowsResponse(flows=flows, next_page_token=token)
+
+    async def ListFlowEvents(self, request: pb.ListFlowEventsRequest, caller: Caller) -> pb.ListFlowEventsResponse:
+        """One page of events."""
+        fields = Fields(self._limits)
+        flow_id = fields.uuid("flow_id", request.flow_id)
+        after = fields.revision("after_revision", request.after_revision)
+        size = fields.page_size(request.page_size, EVENTS_PAGE, EVENTS_PAGE_MOST)
+        fields.check()
+        query = flow_id.bytes + struct.pack(">q", after)
+        purpose, owner = "ListFlowEvents", _owner(caller.tenant)
+        if request.page_token:
+            (after,) = struct.unpack(">q", page_token.open(self._token_key, purpose, owner, query, request.page_token))
+        page = await self._events.page(caller.tenant, flow_id, after, size)
+        last = page.events[-1].event.revision if page.events else after
+        return pb.ListFlowEventsResponse(
+            events=[convert.event(request.flow_id, stored.event, stored.hash) for stored in page.events],
+            next_page_token=page_token.seal(self._token_key, purpose, owner, query, struct.pack(">q", last)) if last < page.head else "",
+            oldest_revision=page.oldest,
+            head_revision=page.head,
+        )
+
+    async def WatchFlow(self, request: pb.WatchFlowRequest, caller: Caller) -> AsyncIterator[pb.WatchFlowResponse]:
+        """The flow's progress until it ends."""
+        async for message in self._watches.watch(request, caller, Fields(self._limits)):
+            yield message
+
+    # ---- common to many -------------------------------------------------------------------------------------------------------------
+
+    async def _change(
+        self, request: Any, part: str, reading: Callable[..., ask.Change], caller: Caller, response: type[_Response]
+    ) -> _Response | bytes:
+        """What every RPC does that is a short name for one change."""
+
+        def changes(fields: Fields) -> Asked:
+            return self._asked(fields, request, caller, lambda: (reading(fields, part, getattr(request, part)),))
+
+        return await self._commit(await self._read(request, changes), request, _answer(response))
+
+    async def _read(self, request: Message, reading: Callable[[Fields], _Read]) -> _Read:
+        """What ``reading`` makes of the request. Raises InvalidRequest with all its faults."""
+
+        def read() -> _Read:
+            fields = Fields(self._limits)
+            found = reading(fields)
+            if request_id := getattr(request, "request_id", ""):
+                fields.uuid("request_id", request_id)
+            fields.check()
+            return found
+
+        if request.ByteSize() > INLINE_BYTES:
+            return await asyncio.to_thread(read)
+        return read()
+
+    def _asked(self, fields: Fields, request: Any, caller: Caller, reading: Callable[[], tuple[ask.Change, ...]]) -> Asked:
+        return Asked(
+            caller.tenant,
+            fields.uuid("flow_id", request.flow_id),
+            reading(),
+            self._occasion(caller),
+            fields.revision("expected_revision", request.expected_revision),
+        )
+
+    def _creation(self, fields: Fields, request: pb.CreateFlowRequest, caller: Caller) -> Asked:
+        flow_id = fields.optional_uuid("flow_id", request.flow_id) or self._sources.new_id()
+        kind = fields.required("type", request.type, 100)
+        name = fields.text("display_name", request.display_name, NAME_LENGTH)
+        labels = fields.labels("labels", request.labels)
+        changes: list[ask.Change] = []
+        if request.skip_first_child and request.HasField("child_data"):
+            fields.wrong("child_data", "has no child to belong to, because skip_first_child is set")
+        elif not request.skip_first_child and kind in JOURNEYS:
+            data = fields.document("child_data", request.child_data) if request.HasField("child_data") else None
+            changes.append(ask.StartChild(data=data))
+        documents = tuple(
+            ask.ReplaceDocument(place, fields.document(name, getattr(request, name)))
+            for name, place in convert.FLOW_DOCUMENTS.items()
+            if request.HasField(name)  # type: ignore[arg-type]
+        )
+        if documents:
+            changes.append(ask.UpdateFlow(documents=documents))
+        return Asked(caller.tenant, flow_id, tuple(changes), self._occasion(caller), birth=Birth(kind, name, labels))
+
+    def _batch(self, fields: Fields, request: pb.BatchUpdateFlowsRequest, caller: Caller) -> list[Asked]:
+        if not request.commits:
+            fields.wrong("commits", f"must have 1 to {BATCH_FLOWS} flows")
+        occasion, seen, found = self._occasion(caller), set(), []
+        for at, commit in enumerate(request.commits):
+            path = f"commits[{at}]"
+            flow_id = fields.uuid(f"{path}.flow_id", commit.flow_id)
+            if flow_id in seen:
+                fields.wrong(f"{path}.flow_id", "stands twice: put all changes of one flow into one commit")
+            seen.add(flow_id)
+            changes = convert.changes(fields, f"{path}.changes", commit.changes)
+            expected = fields.revision(f"{path}.expected_revision", commit.expected_revision)
+            found.append(Asked(caller.tenant, flow_id, changes, occasion, expected))
+        return found
+
+    def _occasion(self, caller: Caller) -> Occasion:
+        return Occasion(caller.user, self._sources.now(), self._sources.new_id, self._limits)
+
+    async def _commit(self, asked: Asked, request: Any, answer: Callable[[Sequence[Committed]], _Response]) -> _Response | bytes:
+        if getattr(request, "validate_only", False):
+            return answer([await self._commits.rehearse(asked)])
+        if request.request_id:
+            asked = replace(asked, request=_remembered(request, answer))
+        found = await self._commits.commit(asked)
+        return found.answer if isinstance(found, Answered) else answer([found])
+
+    async def _in_view(
+        self, tenant: Tenant, flow_ids: Sequence[UUID], view: flow_pb2.FlowView.ValueType, form: document_pb2.DocumentForm.ValueType
+    ) -> list[flow_pb2.Flow]:
+        if view == _SUMMARY:
+            if len(flow_ids) == 1:
+                return [convert.summarized(await self._flows.summary(tenant, flow_ids[0]))]
+            return [convert.summarized(said) for said in await self._flows.summaries(tenant, flow_ids)]
+        if view == _BASIC:
+            return [convert.basic(flow) for flow in await self._flows.flows(tenant, flow_ids)]
+        records = await self._flows.records(tenant, flow_ids)
+        size = sum(len(text) for record in records for text in record.documents.values())
+        most = self._limits.max_bytes * 3
+        if size > most:
+            raise LimitExceeded("documents of one response (bytes)", most, size)
+
+        def written() -> list[flow_pb2.Flow]:
+            return [convert.full(record.head.flow, record.documents, record.activity, form) for record in records]
+
+        return await asyncio.to_thread(written) if size > INLINE_BYTES else written()
+
+
+def _event(one: Committed) -> event_pb2.FlowEvent:
+    return convert.event(str(one.flow.flow_id), one.event, one.hash)
+
+
+def _answer(response: type[_Response]) -> Callable[[Sequence[Committed]], _Response]:
+    """The usual answer: the flow in SUMMARY view and the event."""
+
+    def answer(results: Sequence[Committed]) -> _Response:
+        return response(flow=convert.summarized(summary(results[0].flow)), event=_event(results[0]))
+
+    return answer
+
+
+def _basic(response: type[_Response]) -> Callable[[Sequence[Committed]], _Response]:
+    """The answer of what makes children: the flow in BASIC view and the event."""
+
+    def answer(results: Sequence[Committed]) -> _Response:
+        return response(flow=convert.basic(results[0].flow), event=_event(results[0]))
+
+    return answer
+
+
+def _remembered(request: Any, answer: Callable[[Sequence[Committed]], Message]) -> Request | None:
+    """The request as it is remembered. The id is part of the hashed payload, and the RPC's name too: an id belongs to one request."""
+    if not request.request_id:
+        return None
+    payload = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
+    return Request(UUID(request.request_id), hashlib.sha256(payload).digest(), lambda results: answer(results).SerializeToString())
+
+
+def _limited(field: str, limit: int, actual: int) -> None:
+    if actual > limit:
+        raise LimitExceeded(field, limit, actual)
+
+
+def _view(fields: Fields, view: flow_pb2.FlowView.ValueType, default: flow_pb2.FlowView.ValueType) -> flow_pb2.FlowView.ValueType:
+    if view not in flow_pb2.FlowView.values():
+        fields.wrong("view", f"{view} is unknown; one of SUMMARY, BASIC, FULL")
+    return view or default
+
+
+def _check_form(fields: Fields, form: document_pb2.DocumentForm.ValueType) -> None:
+    if form not in document_pb2.DocumentForm.values():
+        fields.wrong("form", f"{form} is unknown; one of JSON, STRUCT")
+
+
+def _owner(tenant: Tenant) -> str:
+    return f"{tenant.client_account_id}/{tenant.engagement_id}"
+
+
+def _place(order: filters.Order, last: FlowSummary) -> bytes:
+    """Where a page ended: the id and the value that it is ordered by."""
+    value = getattr(last, order.column)
+    text = value if isinstance(value, str) else value.isoformat()
+    return last.flow_id.bytes + text.encode()
+
+
+def _position(order: filters.Order, place: bytes) -> tuple[str | datetime, UUID]:
+    text = place[16:].decode()
+    return (text if order.column == "display_name" else datetime.fromisoformat(text)), UUID(bytes=place[:16])
