@@ -23,6 +23,9 @@ from benchmarks.ratios import judge
 from benchmarks.report import Run, record, show
 from benchmarks.rounds import alternate
 from benchmarks.sample import Measure, Sample
+from benchmarks.service import service, unary_measures
+from benchmarks.streams import stream_measure
+from benchmarks.watching import watch_measures
 
 RESULTS = Path(__file__).parent / "results"
 CONCURRENCIES = (1, 16, 64)
@@ -33,6 +36,7 @@ class Stage(StrEnum):
 
     CEILINGS = "ceilings"
     LANGGRAPH = "langgraph"
+    SERVICE = "service"
     CHILDREN = "children"
 
 
@@ -45,6 +49,9 @@ async def _open(stage: Stage, postgres: Postgres, langgraph_python: Path) -> Asy
                 measures += await stack.enter_async_context(mutation(postgres))
             case Stage.LANGGRAPH:
                 measures = await stack.enter_async_context(langgraph(postgres, langgraph_python))
+            case Stage.SERVICE:
+                started = await stack.enter_async_context(service(postgres))
+                measures = [*unary_measures(started), stream_measure(started), *watch_measures(started)]
             case Stage.CHILDREN:
                 measures = await stack.enter_async_context(children(postgres))
         yield measures
@@ -70,7 +77,8 @@ async def _run(
             known = ", ".join(dict.fromkeys(measure.name for measure in measures))
             raise typer.BadParameter(f"no measure is left; these exist: {known}")
         results = await alternate(wanted, rounds, seconds, heard)
-        return Run(datetime.now(UTC), rounds, seconds, await machine(postgres), results, [])
+        judged = [one for one in judge(results) if one.actual is not None or not (only or concurrency)]
+        return Run(datetime.now(UTC), rounds, seconds, await machine(postgres), results, judged if Stage.CHILDREN not in stages else [])
 
 
 def main(
@@ -84,9 +92,8 @@ def main(
 ) -> None:
     """Measures the service and its ceilings on this machine, in alternating rounds."""
     console = Console(width=160)
-    stages = stage or [Stage.CEILINGS, Stage.LANGGRAPH]
+    stages = stage or [Stage.CEILINGS, Stage.LANGGRAPH, Stage.SERVICE]
     run = uvloop.run(_run(stages, only or [], concurrency or [], rounds, seconds, langgraph_python, console))
-    run = Run(run.time, run.rounds, run.seconds, run.machine, run.results, judge(run.results) if Stage.CEILINGS in stages else [])
     show(run, console)
     if name is not None:
         console.print(f"recorded in {record(run, RESULTS, name).relative_to(RESULTS.parent.parent)}")

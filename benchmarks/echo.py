@@ -7,16 +7,20 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TypeAlias
 
 import grpc
 import uvloop
 
 from benchmarks.generator import Requests, Target, unary_load
 from benchmarks.sample import Measure, Sample
+from benchmarks.watching import SUBSCRIBERS, Topic, one_after_another
 from benchmarks.wire import message
 
 PATH = "/bench.Echo/Say"
 BODY = message(bytes(range(256)) * 8)  # 2 KiB
+EVENT = message(bytes(range(256)) + bytes(100))  # about the size of a progress event
 
 # The options of the service that cost or save time in a call; its keepalive and message limits do neither.
 OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 * 2**20), ("grpc.max_send_message_length", 16 * 2**20))
@@ -25,19 +29,51 @@ OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 * 2*
 class Same(Requests):
     """Every request is the same."""
 
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+
     def next(self, caller: int) -> bytes:  # noqa: ARG002 - all callers send the same
-        """The framed 2 KiB."""
-        return BODY
+        """The framed request."""
+        return self._request
 
 
-async def _say(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:  # noqa: ARG001 - grpc's signature
-    return request
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+
+class _Echo:
+    """Say answers with what it is told; Publish hands it to everyone who listens."""
+
+    def __init__(self) -> None:
+        self._listeners: set[asyncio.Queue[bytes]] = set()
+
+    async def say(self, request: bytes, context: Context) -> bytes:  # noqa: ARG002 - grpc's signature
+        return request
+
+    async def publish(self, request: bytes, context: Context) -> bytes:  # noqa: ARG002 - grpc's signature
+        for listener in self._listeners:
+            listener.put_nowait(request)
+        return b""
+
+    async def listen(self, request: bytes, context: Context) -> AsyncIterator[bytes]:  # noqa: ARG002 - grpc's signature
+        mine: asyncio.Queue[bytes] = asyncio.Queue()
+        self._listeners.add(mine)
+        try:
+            yield b""
+            while True:
+                yield await mine.get()
+        finally:
+            self._listeners.discard(mine)
 
 
 async def serve() -> None:
     """Answers until it is terminated; prints its port first."""
     server = grpc.aio.server(options=OPTIONS)
-    methods = {"Say": grpc.unary_unary_rpc_method_handler(_say)}
+    echoing = _Echo()
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        "Say": grpc.unary_unary_rpc_method_handler(echoing.say),
+        "Publish": grpc.unary_unary_rpc_method_handler(echoing.publish),
+        "Listen": grpc.unary_stream_rpc_method_handler(echoing.listen),
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -55,15 +91,20 @@ async def echo(concurrencies: tuple[int, ...]) -> AsyncIterator[list[Measure]]:
     try:
         assert process.stdout is not None
         port = int(await asyncio.wait_for(process.stdout.readline(), 30))
-        target = Target(("127.0.0.1", port), PATH, (), {"server": process.pid})
+        target = Target(("127.0.0.1", port), PATH, [()], {"server": process.pid})
+        listen, publish = replace(target, path="/bench.Echo/Listen"), replace(target, path="/bench.Echo/Publish")
+        topic = Topic(listen, [message(b"")] * SUBSCRIBERS, publish, Same(EVENT), lambda _: True)
 
         def measure(concurrency: int) -> Measure:
             async def run(seconds: float) -> Sample:
-                return await unary_load(target, Same(), concurrency, seconds)
+                return await unary_load(target, Same(BODY), concurrency, seconds)
 
             return Measure("echo", concurrency, run)
 
-        yield [measure(concurrency) for concurrency in concurrencies]
+        async def fan_out(seconds: float) -> Sample:
+            return await one_after_another(topic, seconds)
+
+        yield [*(measure(concurrency) for concurrency in concurrencies), Measure("bare fan-out", SUBSCRIBERS, fan_out)]
     finally:
         process.terminate()
         await process.wait()

@@ -122,8 +122,6 @@ async def paced_load(target: Target, requests: Requests, callers: int, rate: flo
         def send_due() -> None:
             while due and free:
                 _paced(free.pop(0), due.pop(0))
-            for connection in connections:
-                connection.flush()
 
         def _paced(caller: int, at: float) -> None:
             def ended(status: str, text: str) -> None:
@@ -139,7 +137,9 @@ async def paced_load(target: Target, requests: Requests, callers: int, rate: flo
 
             request = requests.next(caller)
             assert request is not None, "paced load needs requests without an end"
-            connections[caller % len(connections)].unary(request, ended)
+            connection = connections[caller % len(connections)]
+            connection.unary(request, ended)
+            connection.flush()
 
         def tick() -> None:
             nonlocal scheduled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -63,12 +64,16 @@ def _measure_rows(run: Run) -> list[tuple[str, ...]]:
             f"{result.rate:,.0f}",
             f"{result.lowest:,.0f}",
             f"{result.highest:,.0f}",
-            f"{result.p50_ms:.2f}",
-            f"{result.p99_ms:.2f}",
+            _milliseconds(result.p50_ms),
+            _milliseconds(result.p99_ms),
             ", ".join(f"{name} {spent:.0f}" for name, spent in result.cpu.items()),
         )
         for result in run.results
     ]
+
+
+def _milliseconds(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def _ratio_rows(run: Run) -> list[tuple[str, ...]]:

@@ -61,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._received = 0
         self._transport: asyncio.Transport
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.roomier = asyncio.Event()  # set whenever there may be more room to send
 
     # --- calls
 
@@ -86,8 +87,13 @@ class Connection(asyncio.Protocol):
         return self._open(Call(ended, received, self._initial_window))
 
     def room(self, stream: int) -> int:
-        """How many bytes ``send`` may send on the stream now."""
-        return min(self._calls[stream].window, self._window, _FRAME)
+        """How many bytes ``send`` may send on the stream now; none once the call has ended."""
+        call = self._calls.get(stream)
+        return 0 if call is None else min(call.window, self._window, _FRAME)
+
+    def is_open(self, stream: int) -> bool:
+        """Whether the call has not ended yet."""
+        return stream in self._calls
 
     def send(self, stream: int, framed: bytes, last: bool = False) -> None:
         """Sends whole framed messages, at most ``room`` bytes; ``last`` closes our side."""
@@ -199,6 +205,7 @@ class Connection(asyncio.Protocol):
                 self._window += more
             elif stream in self._calls:
                 self._calls[stream].window += more
+            self.roomier.set()
             self._send_waiting()
         elif kind == _RST_STREAM:
             self._end(stream, "13", f"the server reset the stream with HTTP/2 error {int.from_bytes(payload, 'big')}")
