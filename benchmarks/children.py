@@ -28,27 +28,30 @@ _TENANT = {"account": str(ACCOUNT), "engagement": str(ENGAGEMENT)}
 
 _KEY = "account uuid NOT NULL, engagement uuid NOT NULL, flow_id uuid NOT NULL"
 _CHILD = (
-    f"{_KEY}, type text NOT NULL, status smallint NOT NULL, progress real NOT NULL, phases jsonb NOT NULL, "
-    "update_time timestamptz NOT NULL"
+    f"{_KEY}, type text NOT NULL, status smallint NOT NULL, progress real NOT NULL, phases jsonb NOT NULL, update_time timestamptz NOT NULL"
 )
 
-SCHEMA = f"""
+SCHEMA = (
+    f"""
 CREATE SCHEMA children;
 SET search_path = children;
 CREATE TABLE flows ({_KEY}, revision bigint NOT NULL, status smallint NOT NULL, progress real NOT NULL, update_time timestamptz NOT NULL,
     PRIMARY KEY (account, engagement, flow_id)) WITH (fillfactor = 70);
 CREATE TABLE events ({_KEY}, revision bigint NOT NULL, change jsonb NOT NULL, PRIMARY KEY (account, engagement, flow_id, revision));
 CREATE TABLE child_flows ({_CHILD}, PRIMARY KEY (account, engagement, flow_id, type)) PARTITION BY LIST (type);
-""" + "".join(
-    f"""
+"""
+    + "".join(
+        f"""
 CREATE TABLE {domain}_flows ({_CHILD}, PRIMARY KEY (account, engagement, flow_id)) WITH (fillfactor = 70);
 CREATE TABLE child_flows_{domain} PARTITION OF child_flows FOR VALUES IN ('{domain}') WITH (fillfactor = 70);
 """
-    for domain in DOMAINS
-) + """
+        for domain in DOMAINS
+    )
+    + """
 CREATE TABLE own_flows (LIKE discovery_flows INCLUDING ALL);
 CREATE TABLE child_flows_own PARTITION OF child_flows DEFAULT WITH (fillfactor = 70);
 """
+)
 
 _FLOW_ID = "('00000000-0000-7000-8000-' || lpad(to_hex({number}), 12, '0'))::uuid"
 _PHASE = '{{"name":"phase_{0}","state":2,"fraction":0.25,"retries":0,"begun":"2026-01-01T00:00:00Z","message":"{0:040d}"}}'

@@ -17,13 +17,13 @@ from benchmarks.generator import Requests, Target, unary_load
 from benchmarks.sample import Measure, Sample
 from benchmarks.watching import SUBSCRIBERS, Topic, one_after_another
 from benchmarks.wire import message
+from server.app import channel_options
+from server.settings import Settings
 
+NAMES = ("echo", "bare fan-out")
 PATH = "/bench.Echo/Say"
 BODY = message(bytes(range(256)) * 8)  # 2 KiB
 EVENT = message(bytes(range(256)) + bytes(100))  # about the size of a progress event
-
-# The options of the service that cost or save time in a call; its keepalive and message limits do neither.
-OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 * 2**20), ("grpc.max_send_message_length", 16 * 2**20))
 
 
 class Same(Requests):
@@ -67,7 +67,7 @@ class _Echo:
 
 async def serve() -> None:
     """Answers until it is terminated; prints its port first."""
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=channel_options(Settings.read()))
     echoing = _Echo()
     methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Say": grpc.unary_unary_rpc_method_handler(echoing.say),
@@ -99,12 +99,12 @@ async def echo(concurrencies: tuple[int, ...]) -> AsyncIterator[list[Measure]]:
             async def run(seconds: float) -> Sample:
                 return await unary_load(target, Same(BODY), concurrency, seconds)
 
-            return Measure("echo", concurrency, run)
+            return Measure(NAMES[0], concurrency, run)
 
         async def fan_out(seconds: float) -> Sample:
             return await one_after_another(topic, seconds)
 
-        yield [*(measure(concurrency) for concurrency in concurrencies), Measure("bare fan-out", SUBSCRIBERS, fan_out)]
+        yield [*(measure(concurrency) for concurrency in concurrencies), Measure(NAMES[1], SUBSCRIBERS, fan_out)]
     finally:
         process.terminate()
         await process.wait()

@@ -22,6 +22,7 @@ from benchmarks.sample import Measure, Sample, sample_of
 if TYPE_CHECKING:
     from benchmarks.postgres import Postgres
 
+NAMES = ("langgraph put", "langgraph get")
 CALLERS = 16
 THREADS = 1_024
 SIZE = 10 * 1_024
@@ -41,13 +42,13 @@ async def langgraph(postgres: Postgres, python: Path) -> AsyncIterator[list[Meas
     url = f"{postgres.url}&options=-csearch_path%3Dlanggraph"
     await _measured(python, url, "fill", CALLERS, 0.0)
 
-    def measure(operation: str) -> Measure:
+    def measure(name: str, operation: str) -> Measure:
         async def run(seconds: float) -> Sample:
             return await _measured(python, url, operation, CALLERS, seconds)
 
-        return Measure(f"langgraph {operation}", CALLERS, run)
+        return Measure(name, CALLERS, run)
 
-    yield [measure("put"), measure("get")]
+    yield [measure(NAMES[0], "put"), measure(NAMES[1], "get")]
 
 
 async def _measured(python: Path, url: str, operation: str, callers: int, seconds: float) -> Sample:
@@ -66,10 +67,11 @@ async def _measured(python: Path, url: str, operation: str, callers: int, second
 
 
 async def _measure(url: str, operation: str, callers: int, seconds: float) -> Sample:
-    from langgraph.checkpoint.base import empty_checkpoint  # noqa: PLC0415 - only this interpreter has it
-    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver  # noqa: PLC0415
-    from psycopg.rows import dict_row  # noqa: PLC0415
-    from psycopg_pool import AsyncConnectionPool  # noqa: PLC0415
+    # Imported here: only this interpreter has them.
+    from langgraph.checkpoint.base import empty_checkpoint  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
+    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
+    from psycopg.rows import dict_row  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
+    from psycopg_pool import AsyncConnectionPool  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
 
     settings: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}  # as its documentation asks
     async with AsyncConnectionPool(url, min_size=callers, max_size=callers, kwargs=settings, open=False) as pool:

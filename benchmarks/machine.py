@@ -30,4 +30,5 @@ async def machine(postgres: Postgres) -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "kernel": platform.release(),
         "architecture": platform.machine(),
+        "load average": f"{os.getloadavg()[0]:.1f} over the last minute",
     }

@@ -18,6 +18,7 @@ from benchmarks.pgbench import Load, pgbench
 from benchmarks.postgres import Pool, Postgres
 from benchmarks.sample import Measure, Sample
 
+NAMES = ("asyncpg", "asyncpg combined", "pgbench")
 ACCOUNT, ENGAGEMENT = uuid.UUID(int=1), uuid.UUID(int=2)
 FLOWS = 1_024
 DOCUMENT = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=2_048))  # does not compress: nothing is stored smaller
@@ -65,9 +66,9 @@ async def mutation(postgres: Postgres) -> AsyncIterator[list[Measure]]:
         await pool.execute(f"INSERT INTO bare.flows {rows}", ACCOUNT, ENGAGEMENT, DOCUMENT.encode())
         await pool.execute("VACUUM ANALYZE bare.flows")
         yield [
-            *(Measure("asyncpg", callers, _Single(postgres, pool, callers).run) for callers in (1, 8)),
-            *(Measure("asyncpg combined", callers, _Combined(postgres, pool, callers).run) for callers in (16, 64)),
-            *(Measure("pgbench", clients, _Pgbench(postgres, clients).run) for clients in (1, 8)),
+            *(Measure(NAMES[0], callers, _Single(postgres, pool, callers).run) for callers in (1, 8)),
+            *(Measure(NAMES[1], callers, _Combined(postgres, pool, callers).run) for callers in (16, 64)),
+            *(Measure(NAMES[2], clients, _Pgbench(postgres, clients).run) for clients in (1, 8)),
         ]
 
 

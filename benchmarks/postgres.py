@@ -34,9 +34,7 @@ class Postgres:
     @asynccontextmanager
     async def pool(self, size: int) -> AsyncIterator[Pool]:
         """A pool of exactly ``size`` connections that are not reset when they are given back, as the service's are."""
-        async with asyncpg.create_pool(
-            self.url, min_size=size, max_size=size, reset=_no_reset, max_inactive_connection_lifetime=0
-        ) as pool:
+        async with asyncpg.create_pool(self.url, min_size=size, max_size=size, reset=_no_reset, max_inactive_connection_lifetime=0) as pool:
             yield pool
 
     def program(self, name: str) -> str:
@@ -55,7 +53,7 @@ async def private_postgres() -> AsyncIterator[Postgres]:
     Raises EmbeddedError when it cannot be started.
     """
     with tempfile.TemporaryDirectory(prefix="flbench-") as scratch:
-        os.chmod(scratch, 0o711)  # noqa: PTH101 - as root, PostgreSQL runs as another user who must get through
+        os.chmod(scratch, 0o711)
         data_dir = Path(scratch) / "data"
         async with embedded(data_dir) as addresses:
             connection = await asyncpg.connect(addresses.owner_url)

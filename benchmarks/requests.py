@@ -8,9 +8,10 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flowledger.v1 import change_pb2, document_pb2, flow_pb2, flow_service_pb2
+
 from benchmarks.documents import document
 from benchmarks.wire import Metadata, message
-from flowledger.v1 import change_pb2, document_pb2, flow_pb2, flow_service_pb2
 
 SERVICE = "/flowledger.v1.FlowService/"
 PHASE = "data_import"  # the first phase of a discovery: nothing comes before it
@@ -111,7 +112,7 @@ class Toggles:
         return message(_flow_id(flow) + (BEGIN if self._running[flow] else AGAIN))
 
 
-def _transition(to: flow_pb2.PhaseState) -> bytes:
+def _transition(to: flow_pb2.PhaseState.ValueType) -> bytes:
     request = flow_service_pb2.TransitionPhaseRequest(transition=change_pb2.PhaseTransition(phase=PHASE, to=to))
     return request.SerializeToString()
 
@@ -126,6 +127,11 @@ def _update(seed: int) -> bytes:
     return flow_service_pb2.UpdateFlowRequest(update=update).SerializeToString()
 
 
+def _creation(seed: int) -> bytes:
+    state = document_pb2.Document(json=document(DOCUMENT_SIZE, seed))
+    return flow_service_pb2.CreateFlowRequest(type="discovery", state=state).SerializeToString()
+
+
 BEGIN = _transition(flow_pb2.PHASE_STATE_IN_PROGRESS)
 AGAIN = _transition(flow_pb2.PHASE_STATE_RETRY_NEEDED)
 REPORTS = [flow_service_pb2.ReportProgressRequest(progress=_report(number)).SerializeToString() for number in range(_FRACTIONS)]
@@ -133,9 +139,6 @@ STREAM_REPORTS = [
     message(flow_service_pb2.StreamProgressRequest(progress=_report(number)).SerializeToString()) for number in range(_FRACTIONS)
 ]
 UPDATES = [_update(seed) for seed in range(_FRACTIONS)]
-CREATIONS = [
-    flow_service_pb2.CreateFlowRequest(type="discovery", state=document_pb2.Document(json=document(DOCUMENT_SIZE, seed))).SerializeToString()
-    for seed in range(_FRACTIONS)
-]
+CREATIONS = [_creation(seed) for seed in range(_FRACTIONS)]
 SUMMARY = flow_service_pb2.GetFlowRequest(view=flow_pb2.FLOW_VIEW_SUMMARY).SerializeToString()
 FULL = flow_service_pb2.GetFlowRequest(view=flow_pb2.FLOW_VIEW_FULL).SerializeToString()

@@ -11,7 +11,8 @@ from statistics import median
 class Sample:
     """One round: how many calls in how many seconds, how long they took and what they cost.
 
-    Latencies are nan where single calls have none. ``cpu`` is microseconds of processor time a call, by what spent it (for example ``server``, ``postgres``).
+    Latencies are nan where single calls have none. ``cpu`` is microseconds of processor time a call, by what spent it (for example
+    ``server``, ``postgres``).
     """
 
     calls: int

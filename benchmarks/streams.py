@@ -7,28 +7,29 @@ import itertools
 import math
 import time
 
-from benchmarks.generator import CallFailed
+from flowledger.v1 import flow_service_pb2
+
+from benchmarks.generator import CallFailed, Target
 from benchmarks.processor import spending
 from benchmarks.requests import STREAM_REPORTS
 from benchmarks.sample import Measure, Sample
 from benchmarks.service import Service
 from benchmarks.wire import OK, Connection, connect, message
-from flowledger.v1 import flow_service_pb2
 
 
-def stream_measure(started: Service) -> Measure:
+def stream_measure(service: Service) -> Measure:
     """The measure ``stream_progress``: each round streams to another flow."""
-    flows = itertools.cycle(started.running[0].flow_ids)
+    flows = itertools.cycle(service.running[0].flow_ids)
+    target = service.serving.target("StreamProgress", service.running)
 
     async def run(seconds: float) -> Sample:
-        return await _stream_progress(started, next(flows), seconds)
+        return await _stream_progress(target, next(flows), seconds)
 
     return Measure("stream_progress", 1, run)
 
 
-async def _stream_progress(started: Service, flow: str, seconds: float) -> Sample:
+async def _stream_progress(target: Target, flow: str, seconds: float) -> Sample:
     """As many reports as the stream's flow control lets through; the sample's calls are what the service says it received."""
-    target = started.target("StreamProgress", started.running)
     connection = await connect(target.address, target.path, target.metadata[0])
     answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     answers: list[bytes] = []

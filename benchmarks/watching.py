@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from flowledger.v1 import flow_service_pb2
+
 from benchmarks.generator import CallFailed, Requests, Target
 from benchmarks.processor import spending
 from benchmarks.requests import REPORTS, Tenant, Turns
 from benchmarks.sample import Measure, Sample, sample_of
 from benchmarks.service import Service
 from benchmarks.wire import OK, Connection, connect, message
-from flowledger.v1 import flow_service_pb2
 
 WATCHED = 10
 COMMITS_PER_SECOND = 50
@@ -38,16 +39,16 @@ class Topic:
     is_event: Callable[[bytes], bool]
 
 
-def watch_measures(started: Service) -> list[Measure]:
+def watch_measures(service: Service) -> list[Measure]:
     """The measures ``watch`` and ``fan-out`` of the service; each round takes other flows."""
-    owner = started.running[0]
+    owner = service.running[0]
+    watches = service.serving.target("WatchFlow", service.running)
+    reports = service.serving.target("ReportProgress", service.running)
     flows = itertools.cycle(owner.flow_ids)
 
     def topic(watched: int, watchers: int) -> Topic:
         chosen = [next(flows) for _ in range(watched)]
         openings = [message(flow_service_pb2.WatchFlowRequest(flow_id=flow).SerializeToString()) for flow in chosen]
-        watches = started.target("WatchFlow", started.running)
-        reports = started.target("ReportProgress", started.running)
         return Topic(watches, openings * watchers, reports, Turns((Tenant(owner.metadata, chosen),), 1, REPORTS), _is_event)
 
     async def watch(seconds: float) -> Sample:

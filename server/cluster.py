@@ -62,7 +62,7 @@ class Cluster:
     def postmaster(self) -> int | None:
         """Return the process id that the pid file names, or None when no PostgreSQL of this cluster has it."""
         pid = _pid_file(self.pgdata).pid
-        return pid if pid is not None and _alive(pid) and _may_serve(pid, self.pgdata) else None
+        return pid if pid is not None and _alive(pid) and self._works(pid) else None
 
     def answers(self) -> bool:
         """Return whether somebody listens on the socket that the pid file names."""
@@ -168,7 +168,7 @@ class Cluster:
 
         PostgreSQL itself would take that one for a running server. All its processes work in the cluster's directory.
         """
-        if _pid_file(self.pgdata).pid is None or self.answers() or not Path("/proc/self").exists():
+        if _pid_file(self.pgdata).pid is None or self.answers():
             return
         # Also a lone backend counts: it may still write, and PostgreSQL finds that out through the file.
         if not self._has_processes():
@@ -176,7 +176,27 @@ class Cluster:
             (self._socket_dir() / f"{SOCKET_NAME}.lock").unlink(missing_ok=True)
 
     def _has_processes(self) -> bool:
-        return any(_may_serve(int(process.name), self.pgdata) for process in Path("/proc").glob("[0-9]*"))
+        return self._works(*(int(process.name) for process in Path("/proc").glob("[0-9]*")))
+
+    def _works(self, *pids: int) -> bool:
+        """Return whether one of the processes works in the cluster's directory, as its PostgreSQL does; true where none can be seen."""
+        if not Path("/proc/self").exists():
+            return True
+        unseen = []
+        for pid in pids:
+            place = Path(f"/proc/{pid}/cwd")
+            try:
+                if place.samefile(self.pgdata):
+                    return True
+            except PermissionError:
+                unseen.append(place)
+            except (FileNotFoundError, ProcessLookupError):  # gone, or a zombie
+                continue
+        if not unseen or not self.account.credentials:
+            return False
+        # Root in a container may not look at the account's processes, but the account may.
+        look = 'there=$1; shift; for place; do [ "$place" -ef "$there" ] && exit 0; done; exit 1'
+        return run(self.account, ["/bin/sh", "-c", look, "sh", self.pgdata, *unseen], text="", seconds=30).returncode == 0
 
     def _spawn(self) -> int:
         """Start the postmaster in a session of its own, out of reach of Ctrl-C; return its process id."""
@@ -272,20 +292,6 @@ def _alive(pid: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
-
-
-def _may_serve(pid: int, pgdata: Path) -> bool:
-    """Return whether the process may be a PostgreSQL of this cluster, all of which work in its directory; yes where that cannot be seen."""
-    process = Path("/proc") / str(pid)
-    try:
-        return (process / "cwd").samefile(pgdata)
-    except (FileNotFoundError, ProcessLookupError):  # gone or a zombie, or a system without /proc
-        return not Path("/proc/self").exists()
-    except PermissionError:  # another user's, and root in a container may not look
-        try:
-            return (process / "comm").read_text().strip() == "postgres"
-        except (FileNotFoundError, ProcessLookupError):
-            return False
 
 
 def _end_of(path: Path, start: int) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import orjson
@@ -14,45 +14,48 @@ import structlog
 
 # Lines that wait for a slow terminal or pipe; beyond this they are counted and dropped, so that the log cannot eat the memory.
 WAITING_LINES = 20_000
+FLUSH_SECONDS = 0.05
 
 
 class _Writer:
-    """Takes lines without ever blocking, and writes them from a thread."""
+    """Takes lines without ever blocking or waking anybody, and writes them from a thread, many at a time."""
 
     def __init__(self) -> None:
-        self._lines: queue.Queue[str | None] = queue.Queue(WAITING_LINES)
+        self._lines: deque[str] = deque()
         self._dropped = 0
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def write(self, line: str) -> None:
         """Hand over one line."""
-        try:
-            self._lines.put_nowait(line)
-        except queue.Full:
+        if len(self._lines) < WAITING_LINES:
+            self._lines.append(line)
+        else:
             self._dropped += 1
 
     msg = log = debug = info = warning = warn = error = critical = fatal = exception = write
 
     def close(self) -> None:
         """Write what waits, at most for a second."""
-        self._lines.put(None)
+        self._closing.set()
         self._thread.join(timeout=1.0)
 
     def _run(self) -> None:
-        stream = sys.stderr
-        while (line := self._lines.get()) is not None:
-            lines = [line]
-            while not self._lines.empty() and (more := self._lines.get_nowait()) is not None:
-                lines.append(more)
-            if self._dropped:
-                lines.append(orjson.dumps({"event": "log_lines_dropped", "lines": self._dropped}).decode())
-                self._dropped = 0
-            try:
-                stream.write("\n".join(lines) + "\n")
-                stream.flush()
-            except (OSError, ValueError):  # nobody reads it any more
-                return
+        # Looking at times costs next to nothing; being woken for each line would cost every call a change of threads.
+        while not self._closing.wait(FLUSH_SECONDS):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._dropped:
+            self._lines.append(orjson.dumps({"event": "log_lines_dropped", "lines": self._dropped}).decode())
+            self._dropped = 0
+        if lines := [self._lines.popleft() for _ in range(len(self._lines))]:
+            # Nobody may read it any more; serving goes on.
+            with suppress(OSError, ValueError):
+                sys.stderr.write("\n".join(lines) + "\n")
+                sys.stderr.flush()
 
 
 @contextmanager

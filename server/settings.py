@@ -60,7 +60,11 @@ def _database_url(value: SecretStr) -> SecretStr:
 def _host(value: str) -> str:
     if not value.isprintable() or any(character.isspace() for character in value):
         raise ValueError(f"must be an address or a host name without spaces; it is {value!r}")
-    return value
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        return value
+    return f"[{value}]" if address.version == 6 else value  # so that a port can follow
 
 
 def _role(value: str) -> str:

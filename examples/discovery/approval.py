@@ -42,7 +42,9 @@ def mapping_table(mapping: FieldMapping, console: Console) -> Table:
         sure = "" if match.field is None else "given" if match.given else f"{match.confidence:.0%}"
         name = "" if match.field is None or match.given else f"{match.name_likeness:.0%}"
         values = "" if match.fit is None else f"{match.fit:.0%}"
-        shown.add_row(Text(match.column), Text(label, style), Text(sure, style), name, values, Text(match.sample))
+        shown.add_row(
+            Text(match.column), Text(label, style), Text(sure, style), name, values, Text(match.sample, no_wrap=True, overflow="ellipsis")
+        )
     return shown
 
 

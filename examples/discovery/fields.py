@@ -122,7 +122,7 @@ FIELDS: tuple[Field, ...] = (
         "CPUs",
         Kind.COUNT,
         ("cpus", "vcpus", "cpu", "vcpu", "cores", "cpu count", "cpu cores", "processors"),
-        ("sockets",),
+        ("sockets", "kerne"),
         0.2,
     ),
     Field("memory_mib", "memory", Kind.SIZE, ("mem size", "memory", "ram", "mem", "memory size"), ("arbeitsspeicher",), 0.2),
@@ -181,7 +181,14 @@ FIELDS: tuple[Field, ...] = (
         ("product", "project"),
         0.05,
     ),
-    Field("description", "description", Kind.TEXT, ("description", "comment", "notes", "purpose", "annotation"), ("info", "remarks"), 0.1),
+    Field(
+        "description",
+        "description",
+        Kind.TEXT,
+        ("description", "comment", "notes", "purpose", "annotation"),
+        ("info", "remarks", "bemerkung"),
+        0.1,
+    ),
 )
 FIELD_BY_NAME = {field.name: field for field in FIELDS}
 

@@ -16,7 +16,7 @@ import grpc
 from flowledger.v1 import activity_pb2, change_pb2, document_pb2, flow_pb2, flow_service_pb2, flow_service_pb2_grpc
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # ships no stubs
 from grpc import aio
-from grpc_status import rpc_status  # type: ignore[import-untyped]  # ships no stubs
+from grpc_status import rpc_status
 
 CHILD = "discovery"
 ATTEMPT_SECONDS = 10.0
@@ -71,7 +71,7 @@ class CallFailed(Exception):
 def call_failed(error: aio.AioRpcError) -> CallFailed:
     """``error`` as a sentence, with the reason and the faulty fields that the service sent along."""
     reason, told = "", [error.details() or "the service gave no reason"]
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it takes whatever has a code, details and trailers
     for detail in status.details if status else ():
         info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         if detail.Unpack(info):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from flowledger.v1 import activity_pb2, flow_pb2
 from rich.console import Console
@@ -140,12 +139,14 @@ def _hosts(document: DiscoveryDocument, console: Console) -> Table:
 
 
 def _phases(child: flow_pb2.ChildFlow, activity: activity_pb2.Activity, console: Console) -> Table:
-    took: dict[str, timedelta] = {}
+    timings: dict[str, activity_pb2.ActivityEntry] = {}
     for entry in activity.entries:  # the newest first
         if entry.kind == activity_pb2.ACTIVITY_KIND_TIMING:
-            took.setdefault(entry.phase, entry.duration.ToTimedelta())
-    shown = table(console, "How it went", "phase", "state", ">retries", ">took", "last word")
+            timings.setdefault(entry.phase, entry)
+    shown = table(console, "How it went", "phase", "state", ">retries", ">took", "result")
     for phase in child.phases:
-        seconds = f"{took[phase.name].total_seconds():.2f} s" if phase.name in took else ""
-        shown.add_row(Text(phase.name), state_name(phase.state), str(phase.retry_count or ""), seconds, Text(phase.message, "dim"))
+        timing = timings.get(phase.name)
+        took = f"{timing.duration.ToTimedelta().total_seconds():.2f} s" if timing else ""
+        result = timing.message if timing else phase.message
+        shown.add_row(Text(phase.name), state_name(phase.state), str(phase.retry_count or ""), took, Text(result, "dim"))
     return shown

@@ -31,9 +31,10 @@ class RepeatedCapacity:
 
     machines: int
     of_machines: int
-    cpu_count: int | None
-    memory_mib: int | None
-    disk_mib: int | None
+    # A merge patch cannot hold a null, so what is not stated is left out and must have a default.
+    cpu_count: int | None = None
+    memory_mib: int | None = None
+    disk_mib: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class FlowPicture:
                     before,
                     state=moved.to_state,
                     fraction=moved.to_fraction,
-                    message=moved.reason or before.message,
+                    message=moved.reason if moved.from_state == moved.to_state else before.message,
                     retry_count=moved.retry_count,
                 )
         self.events.append(f"{event.revision:>4}  {event_text(event)}")

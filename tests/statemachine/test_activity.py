@@ -48,9 +48,10 @@ def test_leaving_in_progress_tells_how_long_the_phase_took() -> None:
 def test_a_clock_that_went_back_gives_no_negative_duration() -> None:
     story = of_phases(plain("work"))
     story.move("work", S.IN_PROGRESS)
-    earlier = Occasion("ann", minute(0), lambda: next(story.ids))
-    outcome = apply(story.flow, [TransitionPhase("work", S.COMPLETED)], earlier, {})
-    assert [entry.duration for entry in outcome.activity] == [timedelta()]
+    story.do(ReportProgress("work", 0.5))
+    behind = Occasion("ann", minute(0), lambda: next(story.ids))
+    outcome = apply(story.flow, [TransitionPhase("work", S.COMPLETED)], behind, {})
+    assert [entry.duration for entry in outcome.activity] == [timedelta(minutes=1)]
 
 
 def test_a_phase_put_in_progress_without_a_start_time_has_no_duration() -> None:

@@ -132,5 +132,5 @@ class Owned(RuleBasedStateMachine):
         assert {place: json.loads(text) for place, text in self.story.documents.items()} == self.documents
 
 
-Owned.TestCase.settings = steady(60, steps=30)
+Owned.TestCase.settings = steady(40, steps=30)
 TestWhatTheCallerOwnsIsAsAModelSays = Owned.TestCase

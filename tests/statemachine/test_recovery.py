@@ -174,6 +174,13 @@ def test_the_reason_of_a_retry_is_the_failure() -> None:
     assert recovery_options(story.flow)[0].why == "AGENT_TIMEOUT: no answer in 30 s"
 
 
+@pytest.mark.parametrize(("state", "why"), [(S.FAILED, "it failed"), (S.RETRY_NEEDED, "its result was taken back")])
+def test_a_retry_without_a_failure_has_a_reason_too(state: PhaseState, why: str) -> None:
+    story = of_phases(plain("only"))
+    put(story, only=state)
+    assert recovery_options(story.flow)[0].why == why
+
+
 def test_the_reason_of_a_resumption_is_that_of_the_pause() -> None:
     story = begun("planning")
     story.do(PauseFlow("change freeze"))
@@ -225,7 +232,7 @@ def flows(draw: st.DrawFn) -> Flow:
     )
 
 
-@steady(150)
+@steady(100)
 @given(flows())
 def test_every_option_that_is_offered_can_be_taken(flow: Flow) -> None:
     for option in recovery_options(flow):
@@ -233,7 +240,7 @@ def test_every_option_that_is_offered_can_be_taken(flow: Flow) -> None:
             apply(flow, [change], Story(flow).occasion("ann"), {})
 
 
-@steady(150)
+@steady(100)
 @given(flows())
 def test_everything_that_can_be_done_is_offered(flow: Flow) -> None:
     options = recovery_options(flow)
@@ -248,7 +255,7 @@ def test_everything_that_can_be_done_is_offered(flow: Flow) -> None:
         assert works(flow, change) == any(option.remedy is remedy for option in options)
 
 
-@steady(150)
+@steady(100)
 @given(flows())
 def test_a_retry_is_offered_exactly_where_one_is_accepted(flow: Flow) -> None:
     options = {(option.child_type, option.phase) for option in recovery_options(flow) if option.remedy is R.RETRY}

@@ -172,3 +172,11 @@ def test_every_commit_is_one_revision_by_its_actor_at_its_time() -> None:
     story.do(UpdateFlow(), actor="bob")
     assert (story.flow.revision, story.flow.updated_by, story.flow.update_time) == (2, "bob", minute(2))
     assert (story.flow.created_by, story.flow.create_time) == ("ann", minute(1))
+
+
+def test_a_flows_history_does_not_run_backwards_when_a_clock_does() -> None:
+    story = begun("discovery")
+    story.move("data_import", S.IN_PROGRESS)
+    behind = Occasion("bob", minute(0), lambda: next(story.ids))
+    outcome = apply(story.flow, [TransitionPhase("data_import", S.COMPLETED)], behind, {})
+    assert outcome.event.time == outcome.flow.update_time == outcome.flow.children[0].phases[0].end_time == minute(2)

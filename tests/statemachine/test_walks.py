@@ -236,7 +236,7 @@ class Walk:
 
 
 @pytest.mark.parametrize("flow_type", JOURNEYS)
-@steady(90)
+@steady(60)
 @given(done=st.integers(0, 3), steps=st.lists(STEPS, min_size=20, max_size=60))
 def test_a_walk_never_breaks_an_invariant(flow_type: str, done: int, steps: list[Step]) -> None:
     story = begun(flow_type)

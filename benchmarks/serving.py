@@ -1,0 +1,69 @@
+"""`flowledger serve` in a process of its own, on the PostgreSQL of the run and with default settings."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.generator import Target
+from benchmarks.postgres import Postgres
+from benchmarks.requests import SERVICE, Tenant
+
+START_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Where a running server listens, and the processes to account its work to."""
+
+    address: tuple[str, int]
+    pid: int
+    postgres: Postgres
+
+    def target(self, method: str, owners: tuple[Tenant, ...]) -> Target:
+        """How to call ``method`` as ``owners``."""
+        trees = {"server": self.pid, "postgres": self.postgres.pid}
+        return Target(self.address, SERVICE + method, [owner.metadata for owner in owners], trees)
+
+
+@asynccontextmanager
+async def serving(postgres: Postgres) -> AsyncIterator[Serving]:
+    """A server that takes calls while the block lasts; it logs to a file, as a container's does to a pipe.
+
+    FLOWLEDGER_ variables of the environment reach it. Raises RuntimeError with the end of its log when it does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="flserve-") as scratch:
+        ready, log = Path(scratch) / "ready", Path(scratch) / "log"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "server", "serve", "--ready-file", ready),
+                env={**os.environ, "FLOWLEDGER_PORT": "0", "FLOWLEDGER_DATA_DIR": str(postgres.data_dir)},
+                cwd=Path(__file__).parents[1],
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            host, port = (await _told(ready, log, process)).rsplit(":", 1)
+            yield Serving((host, int(port)), process.pid, postgres)
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+
+async def _told(ready: Path, log: Path, process: asyncio.subprocess.Process) -> str:
+    """What the server wrote to its ready file."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + START_SECONDS
+    while not ready.exists():  # noqa: ASYNC240 - another process makes it
+        if process.returncode is not None or clock() > deadline:
+            end = log.read_text(errors="replace")[-4_000:]  # noqa: ASYNC240
+            raise RuntimeError(f"`flowledger serve` took no calls within {START_SECONDS:g} s; the end of its log:\n{end}")
+        await asyncio.sleep(0.05)
+    return ready.read_text().strip()  # noqa: ASYNC240
