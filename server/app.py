@@ -174,9 +174,7 @@ def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method}),))
 
 
-async def _set_health(
-    checks: health.aio.HealthServicer, names: Sequence[str], status: health_pb2.HealthCheckResponse.ServingStatus
-) -> None:
+async def _set_health(checks: health.aio.HealthServicer, names: Sequence[str], status: int) -> None:
     for name in names:
         await checks.set(name, status)
 

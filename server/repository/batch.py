@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
+from uuid import UUID
 
 import orjson
 
 from server.repository import codec
-from server.repository.commit_statement import Batch, Row, child_table
+from server.repository.commit_statement import WIDE, Batch, Key, Row, child_table
 from server.repository.document_store import packed
 from server.repository.flows import Head
 from server.repository.requests import Committed
 from server.repository.tables import ACTIVITY_SLOTS
 from server.statemachine.change import Change, MergeDocument, ReplaceDocument, StartChild, UpdateFlow
-from server.statemachine.derivation import child_progress, child_status, current_child, current_phases
+from server.statemachine.derivation import child_progress, child_status
 from server.statemachine.document import sha256
 from server.statemachine.flow import Outcome
-from server.statemachine.values import ActivityKind, ChildFlow, DocumentPlace, Flow
+from server.statemachine.values import ActivityEntry, ActivityKind, ChildFlow, DocumentPlace, Flow
+
+_NO_TOTALS = ",".join("0" for _ in ActivityKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Step:
     @property
     def committed(self) -> Committed:
         """What the caller is told once it is on disk."""
-        return Committed(self.outcome.flow, self.outcome.event, self.hash)
+        return Committed(self.outcome.flow, self.outcome.summary, self.outcome.event, self.hash)
 
 
 def merged_places(changes: Iterable[Change]) -> list[DocumentPlace]:
@@ -70,78 +73,105 @@ def document_bytes(changes: Iterable[Change]) -> int:
 
 async def batch_of(steps: Sequence[Step]) -> Batch:
     """The rows of all steps. Steps of one flow stand in their order; the flow's row is guarded by the first and filled by the last."""
-    batch = Batch()
-    flows: dict[tuple[object, ...], Row] = {}
-    children: dict[str, dict[tuple[object, ...], Row]] = {}
-    documents: dict[tuple[object, ...], Row] = {}
-    activity: dict[tuple[object, ...], Row] = {}
+    flows: dict[Key, _Moves] = {}
     for step in steps:
-        flow, event = step.outcome.flow, step.outcome.event
-        key = (flow.tenant.client_account_id, flow.tenant.engagement_id, flow.flow_id)
-        earlier = flows.get(key)
-        flows[key] = _flow_row(key, step.expected if earlier is None else earlier[3], step)
-        batch.events.append((*key, event.revision, event.time, event.actor, step.body, step.hash))
-        for child in _changed_children(step):
-            children.setdefault(child_table(child.type), {})[(*key, child.type)] = _child_row(key, flow, child)
-        for place, text in step.outcome.documents.items():
-            body = await packed(text)
-            documents[(*key, place)] = (*key, event.revision, len(text), place.name, place.child_type, sha256(text), body)
-        for entry in step.outcome.activity:
-            slot = (entry.sequence - 1) % ACTIVITY_SLOTS
-            told = (entry.sequence, entry.time, entry.kind.value, slot, entry.actor, codec.entry_to_text(entry))
-            activity[(*key, entry.kind, slot)] = (*key, *told)
+        flow = step.outcome.flow
+        key = flow.tenant, flow.flow_id
+        moves = flows.get(key)
+        if moves is None:
+            flows[key] = moves = _Moves(step)
+        moves.add(step)
+    batch = Batch()
     # In the order of the key, so that two processes lock the rows of their batches in the same order.
-    batch.flows = [flows[key] for key in sorted(flows)]
-    batch.children = {name: list(rows.values()) for name, rows in children.items()}
-    batch.documents, batch.activity = list(documents.values()), list(activity.values())
+    for place, key in enumerate(sorted(flows, key=_sorted_by) if len(flows) > 1 else flows):
+        moves = flows[key]
+        batch.keys.append(key)
+        batch.flows.append(_flow_row(place, moves))
+        batch.wide |= moves.wide
+        for step in moves.steps:
+            event = step.outcome.event
+            batch.events.append((place, event.revision, event.time, event.actor, step.body, step.hash))
+        last = moves.steps[-1].outcome
+        for child in last.flow.children:
+            if child.type in moves.born:
+                batch.born_children.setdefault(child_table(child.type), []).append(_born_row(place, last.flow, child))
+            elif child.type in moves.changed:
+                batch.children.setdefault(child_table(child.type), []).append(_child_row(place, last.flow, child))
+        for at, (revision, text) in moves.documents.items():
+            body = await packed(text)
+            batch.documents.append((place, revision, len(text), at.name, at.child_type, sha256(text), body))
+        for (kind, slot), entry in moves.activity.items():
+            told = (entry.sequence, entry.time, kind.value, slot, entry.actor, codec.entry_to_text(entry))
+            batch.activity.append((place, *told))
     return batch
 
 
-def _changed_children(step: Step) -> Iterable[ChildFlow]:
-    before = () if step.before is None else step.before.children
-    held = step.before is not None and step.before.hold is not step.outcome.flow.hold
-    for at, child in enumerate(step.outcome.flow.children):
-        if held or at >= len(before) or before[at] is not child:
-            yield child
+class _Moves:
+    """What the steps of one flow come to together."""
+
+    __slots__ = ("activity", "born", "changed", "documents", "steps", "wide")
+
+    def __init__(self, first: Step) -> None:
+        self.steps: list[Step] = []
+        self.wide = first.before is None
+        self.born: set[str] = set()
+        self.changed: set[str] = set()
+        self.documents: dict[DocumentPlace, tuple[int, bytes]] = {}
+        self.activity: dict[tuple[ActivityKind, int], ActivityEntry] = {}
+
+    def add(self, step: Step) -> None:
+        """Note what the step changes."""
+        self.steps.append(step)
+        before, outcome = step.before, step.outcome
+        flow = outcome.flow
+        known = () if before is None else before.children
+        held = before is not None and before.hold is not flow.hold
+        for at, child in enumerate(flow.children):
+            if at >= len(known):
+                self.born.add(child.type)
+            elif held or known[at] is not child:
+                self.changed.add(child.type)
+        self.wide |= before is None or not all(getattr(before, name) is getattr(flow, name) for name in WIDE)
+        for place, text in outcome.documents.items():
+            self.documents[place] = flow.revision, text
+        for entry in outcome.activity:
+            self.activity[entry.kind, (entry.sequence - 1) % ACTIVITY_SLOTS] = entry
 
 
-def _flow_row(key: tuple[object, ...], expected: object, step: Step) -> Row:
-    flow, event = step.outcome.flow, step.outcome.event
-    child = current_child(flow)
-    totals = flow.totals
-    return (
-        *key,
-        expected,
+def _sorted_by(key: Key) -> tuple[UUID, UUID, UUID]:
+    tenant, flow_id = key
+    return tenant.client_account_id, tenant.engagement_id, flow_id
+
+
+def _flow_row(place: int, moves: _Moves) -> Row:
+    last = moves.steps[-1]
+    flow, said, totals = last.outcome.flow, last.outcome.summary, last.outcome.flow.totals
+    lean = (
+        place,
+        flow.tenant.client_account_id,
+        flow.tenant.engagement_id,
+        flow.flow_id,
+        moves.steps[0].expected,
         flow.revision,
-        event.progress,
+        said.progress,
         flow.update_time,
         flow.end_time,
-        flow.delete_time,
-        event.status.name,
-        flow.hold.name,
-        flow.hold_reason,
-        flow.display_name,
+        said.status.name,
         flow.updated_by,
-        "" if child is None else child.type,
-        ",".join(current_phases(flow)),
-        orjson.dumps(dict(flow.labels)).decode() if flow.labels else "{}",
-        ",".join(str(totals.get(kind, 0)) for kind in ActivityKind),
-        step.hash,
-        flow.type,
-        flow.created_by,
-        flow.create_time,
+        said.current_child,
+        ",".join(said.current_phases),
+        ",".join([str(totals.get(kind, 0)) for kind in ActivityKind]) if totals else _NO_TOTALS,
+        last.hash,
     )
+    labels = orjson.dumps(dict(flow.labels)).decode() if flow.labels else "{}"
+    wide = (flow.hold.name, flow.hold_reason, flow.display_name, labels, flow.delete_time)
+    return (*lean, *wide, flow.type, flow.created_by, flow.create_time)
 
 
-def _child_row(key: tuple[object, ...], flow: Flow, child: ChildFlow) -> Row:
-    return (
-        *key,
-        child.child_flow_id,
-        child_progress(child),
-        child.create_time,
-        child.update_time,
-        child.definition.version,
-        child.type,
-        child_status(child, flow.hold).name,
-        codec.phases_to_text(child.phases),
-    )
+def _child_row(place: int, flow: Flow, child: ChildFlow) -> Row:
+    status = child_status(child, flow.hold).name
+    return place, child.type, child_progress(child), child.update_time, status, codec.phases_to_text(child.phases)
+
+
+def _born_row(place: int, flow: Flow, child: ChildFlow) -> Row:
+    return (*_child_row(place, flow, child), child.child_flow_id, child.create_time, child.definition.version)

@@ -1,17 +1,20 @@
 """The one statement that stores many commits of many flows: each flow is guarded by itself, and what hangs on it follows the guard.
 
-gate      names the tenants (row level security)
-asked     the flows' new rows, with the revision each must still be at
-answered  request ids among them that were answered before: their flows are left alone
-moved     UPDATE flows ... WHERE revision = expected, or INSERT for new flows
-...       events, children, documents, activity and request ids of the flows in ``moved``, and of no other
+    gate      names the tenants (row level security)
+    asked     the flows' new rows, each with its place in the batch and the revision that it must still be at
+    answered  request ids among them that were answered before: their flows are left alone
+    moved     UPDATE flows ... WHERE revision = expected, or INSERT for new flows
+    put_...   events, children, documents, activity and request ids of the flows in ``moved``, and of no other
+
+Only the parts and columns that a batch needs are in its statement: a progress report sends neither labels nor documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -31,87 +34,72 @@ from sqlalchemy import (
     column,
     exists,
     func,
-    literal,
+    insert,
+    literal_column,
+    null,
     select,
     update,
 )
 from sqlalchemy import UUID as UUIDType
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, insert
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import TypeEngine
 
 from server.repository.statement import Statement, gate, opened, same_flow
 from server.repository.tables import CUSTOM, FLOW_KEY, activity, children, documents, events, flows, requests
 from server.statemachine.values import Tenant
 
-_U, _T, _B, _TIME = UUIDType(), Text(), LargeBinary(), TIMESTAMP(timezone=True)
-_KEY: dict[str, TypeEngine[Any]] = dict.fromkeys(FLOW_KEY, _U)
+Columns = Mapping[str, TypeEngine[Any]]
+_U, _T, _B, _TIME, _I = UUIDType(), Text(), LargeBinary(), TIMESTAMP(timezone=True), BigInteger()
+_PLACE: Columns = {"place": Integer()}
 
 # What travels for each part, column by column. Arrays and JSON travel as text: unnest would flatten the first.
-_FLOW = {
-    **_KEY,
-    "expected": BigInteger(),
-    "revision": BigInteger(),
-    "progress": Double(),
-    "update_time": _TIME,
-    "end_time": _TIME,
-    "delete_time": _TIME,
-    "status": _T,
-    "hold": _T,
-    "hold_reason": _T,
-    "display_name": _T,
-    "updated_by": _T,
-    "current_child": _T,
-    "current_phases": _T,
-    "labels": _T,
-    "totals": _T,
-    "head_hash": _B,
-    "type": _T,
-    "created_by": _T,
-    "create_time": _TIME,
-}
-_BIRTH = ("type", "created_by", "create_time")
-_EVENT = {**_KEY, "revision": BigInteger(), "time": _TIME, "actor": _T, "body": _T, "hash": _B}
-_CHILD = {
-    **_KEY,
-    "child_flow_id": _U,
-    "progress": Double(),
-    "create_time": _TIME,
-    "update_time": _TIME,
-    "definition_version": Integer(),
-    "type": _T,
-    "status": _T,
-    "phases": _T,
-}
-_DOCUMENT = {
-    **_KEY,
-    "revision": BigInteger(),
-    "size": Integer(),
-    "name": _T,
-    "child_type": _T,
-    "sha256": _B,
-    "body": _B,
-}
-_ACTIVITY = {
-    **_KEY,
-    "sequence": BigInteger(),
+LEAN: Columns = MappingProxyType(
+    {
+        "revision": _I,
+        "progress": Double(),
+        "update_time": _TIME,
+        "end_time": _TIME,
+        "status": _T,
+        "updated_by": _T,
+        "current_child": _T,
+        "current_phases": _T,
+        "totals": _T,
+        "head_hash": _B,
+    }
+)
+WIDE: Columns = MappingProxyType({"hold": _T, "hold_reason": _T, "display_name": _T, "labels": _T, "delete_time": _TIME})
+BIRTH: Columns = MappingProxyType({"type": _T, "created_by": _T, "create_time": _TIME})
+_ASKED: Columns = {**_PLACE, **dict.fromkeys(FLOW_KEY, _U), "expected": _I}
+_EVENT: Columns = {**_PLACE, "revision": _I, "time": _TIME, "actor": _T, "body": _T, "hash": _B}
+_CHILD: Columns = {**_PLACE, "type": _T, "progress": Double(), "update_time": _TIME, "status": _T, "phases": _T}
+_CHILD_BIRTH: Columns = {**_CHILD, "child_flow_id": _U, "create_time": _TIME, "definition_version": Integer()}
+_DOCUMENT: Columns = {**_PLACE, "revision": _I, "size": Integer(), "name": _T, "child_type": _T, "sha256": _B, "body": _B}
+_ACTIVITY: Columns = {
+    **_PLACE,
+    "sequence": _I,
     "time": _TIME,
     "kind": SmallInteger(),
     "slot": SmallInteger(),
     "actor": _T,
     "body": _T,
 }
-_REQUEST = {**_KEY, "request_id": _U, "create_time": _TIME, "payload_hash": _B, "answer": _B}
+_REQUEST: Columns = {**_PLACE, "request_id": _U, "create_time": _TIME, "payload_hash": _B, "answer": _B}
 
 Row = tuple[object, ...]
+Key = tuple[Tenant, UUID]
 
 
 @dataclass(slots=True)
 class Batch:
-    """The rows of many commits, part by part, each in the order of the part's columns."""
+    """The rows of many commits, part by part, each in the order of the part's columns; the first is the flow's place in ``keys``."""
 
+    keys: list[Key] = field(default_factory=list)
+    wide: bool = False
     flows: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
     children: dict[str, list[Row]] = field(default_factory=dict)
+    born_children: dict[str, list[Row]] = field(default_factory=dict)
     documents: list[Row] = field(default_factory=list)
     activity: list[Row] = field(default_factory=list)
     requests: list[Row] = field(default_factory=list)
@@ -119,10 +107,23 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of a batch: the flows that moved, and the request ids that had been answered before."""
+    """What became of a batch: the flows that moved, and those left alone because a request of theirs had been answered before."""
 
-    moved: frozenset[tuple[Tenant, UUID]]
-    answered: tuple[tuple[Tenant, UUID, UUID], ...]  # tenant, flow, request
+    moved: frozenset[Key]
+    answered: frozenset[Key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a batch holds; one statement is made for each shape that comes along."""
+
+    new: bool
+    wide: bool
+    children: tuple[str, ...]
+    born_children: tuple[str, ...]
+    documents: bool
+    activity: bool
+    requests: bool
 
 
 def child_table(child_type: str) -> str:
@@ -132,120 +133,169 @@ def child_table(child_type: str) -> str:
 
 def updating(batch: Batch) -> tuple[Statement, dict[str, object]]:
     """The statement that moves existing flows, and its values."""
-    return _statement(False, *_shape(batch)), _values(batch)
+    return _prepared(batch, _shape(batch, new=False))
 
 
 def creating(batch: Batch) -> tuple[Statement, dict[str, object]]:
     """The statement that stores new flows, and its values; an id that is taken does not move."""
-    return _statement(True, *_shape(batch)), _values(batch)
+    return _prepared(batch, _shape(batch, new=True))
 
 
-def outcome(rows: Sequence[Any]) -> Stored:
+def outcome(batch: Batch, rows: Sequence[Any]) -> Stored:
     """What the statement's rows say."""
-    moved, answered = [], []
-    for account, engagement, flow_id, request_id in rows:
-        tenant = Tenant(account, engagement)
-        if request_id is None:
-            moved.append((tenant, flow_id))
-        else:
-            answered.append((tenant, flow_id, request_id))
-    return Stored(frozenset(moved), tuple(answered))
+    moved = [batch.keys[place] for place, request_id in rows if request_id is None]
+    answered = [batch.keys[place] for place, request_id in rows if request_id is not None]
+    return Stored(frozenset(moved), frozenset(answered))
 
 
-def _shape(batch: Batch) -> tuple[tuple[str, ...], bool, bool, bool]:
-    return tuple(sorted(batch.children)), bool(batch.documents), bool(batch.activity), bool(batch.requests)
+def _shape(batch: Batch, *, new: bool) -> _Shape:
+    return _Shape(
+        new,
+        batch.wide or new,
+        tuple(sorted(batch.children)),
+        tuple(sorted(batch.born_children)),
+        bool(batch.documents),
+        bool(batch.activity),
+        bool(batch.requests),
+    )
 
 
-def _values(batch: Batch) -> dict[str, object]:
-    parts: list[tuple[str, dict[str, TypeEngine[Any]], list[Row]]] = [
-        ("asked", _FLOW, batch.flows),
-        ("event", _EVENT, batch.events),
-        *((f"child_{name}", _CHILD, rows) for name, rows in batch.children.items()),
-        ("document", _DOCUMENT, batch.documents),
-        ("activity", _ACTIVITY, batch.activity),
-        ("request", _REQUEST, batch.requests),
-    ]
-    return {
-        f"{part}_{name}": values
-        for part, columns, rows in parts
-        if rows
-        for name, values in zip(columns, zip(*rows, strict=True), strict=True)
+def _columns(shape: _Shape) -> Columns:
+    return {**_ASKED, **LEAN, **(WIDE if shape.wide else {}), **(BIRTH if shape.new else {})}
+
+
+def _parts(shape: _Shape) -> Iterator[tuple[str, Columns]]:
+    yield "asked", _columns(shape)
+    yield "event", _EVENT
+    for name in shape.children:
+        yield f"child_{name}", _CHILD
+    for name in shape.born_children:
+        yield f"born_{name}", _CHILD_BIRTH
+    if shape.documents:
+        yield "document", _DOCUMENT
+    if shape.activity:
+        yield "activity", _ACTIVITY
+    if shape.requests:
+        yield "request", _REQUEST
+
+
+def _prepared(batch: Batch, shape: _Shape) -> tuple[Statement, dict[str, object]]:
+    rows: dict[str, list[Row]] = {
+        "asked": batch.flows,
+        "event": batch.events,
+        **{f"child_{name}": found for name, found in batch.children.items()},
+        **{f"born_{name}": found for name, found in batch.born_children.items()},
+        "document": batch.documents,
+        "activity": batch.activity,
+        "request": batch.requests,
     }
+    statement, names = _statement(shape)
+    values: dict[str, object] = {}
+    for part, parameters in names:
+        # A row may have more columns than the shape asks for: those of the wide shape stand last.
+        values.update(zip(parameters, zip(*rows[part], strict=True), strict=False))
+    return statement, values
 
 
-def _given(part: str, columns: dict[str, TypeEngine[Any]]) -> TableValuedAlias:
+@lru_cache(maxsize=512)
+def _statement(shape: _Shape) -> tuple[Statement, tuple[tuple[str, tuple[str, ...]], ...]]:
+    given = {part: _given(part, columns) for part, columns in _parts(shape)}
+    opener, asked, request = gate(), given["asked"], given.get("request")
+    answered = None if request is None else _answered(opener, asked, request)
+    moved = (_created if shape.new else _moved)(opener, asked, answered, _columns(shape))
+    parts = [_put("event", events, given["event"], _EVENT, moved, opener)]
+    parts += [_changed(name, given[f"child_{name}"], moved, opener) for name in shape.children]
+    parts += [_put(f"born_{name}", children[name], given[f"born_{name}"], _CHILD_BIRTH, moved, opener) for name in shape.born_children]
+    if shape.documents:
+        parts.append(_put("document", documents, given["document"], _DOCUMENT, moved, opener))
+    if shape.activity:
+        parts.append(_put("activity", activity, given["activity"], _ACTIVITY, moved, opener))
+    if request is not None:
+        parts.append(_put("request", requests, request, _REQUEST, moved, opener))
+    query: Any = select(moved.c.place, cast(null(), _U).label("request_id"))
+    if answered is not None:
+        query = query.union_all(select(answered.c.place, answered.c.request_id))
+    names = tuple((part, tuple(f"{part}_{name}" for name in columns)) for part, columns in _parts(shape))
+    return Statement(query.add_cte(*parts)), names
+
+
+def _given(part: str, columns: Columns) -> TableValuedAlias:
     arrays = [bindparam(f"{part}_{name}", type_=ARRAY(kind)) for name, kind in columns.items()]
     return func.unnest(*arrays).table_valued(*(column(name, kind) for name, kind in columns.items())).render_derived(name=part)
 
 
-@lru_cache(maxsize=512)
-def _statement(new: bool, domains: tuple[str, ...], with_documents: bool, with_activity: bool, with_requests: bool) -> Statement:
-    opener = gate()
-    asked = _given("asked", _FLOW)
-    request = _given("request", _REQUEST)
-    answered = (
-        select(*(request.c[key] for key in FLOW_KEY), request.c.request_id)
-        .where(
-            opened(opener),
-            requests.c.client_account_id == request.c.client_account_id,
-            requests.c.engagement_id == request.c.engagement_id,
-            requests.c.request_id == request.c.request_id,
-        )
-        .cte("answered")
-    )
-    fresh = [~exists().where(*same_flow(answered, asked))] if with_requests else []
-    moved = _created(opener, asked, fresh) if new else _moved(opener, asked, fresh)
-    parts = [_follow("event", events, _EVENT, moved)]
-    parts += [_follow(f"child_{name}", children[name], _CHILD, moved) for name in domains]
-    if with_documents:
-        parts.append(_follow("document", documents, _DOCUMENT, moved))
-    if with_activity:
-        parts.append(_follow("activity", activity, _ACTIVITY, moved))
-    if with_requests:
-        parts.append(_follow("request", requests, _REQUEST, moved))
-    query: Any = select(*(moved.c[key] for key in FLOW_KEY), literal(None, _U).label("request_id"))
-    if with_requests:
-        query = query.union_all(select(*(answered.c[key] for key in FLOW_KEY), answered.c.request_id))
-    return Statement(query.add_cte(*parts))
-
-
-def _converted(asked: Any, name: str) -> Any:
-    value = asked.c[name]
+def _converted(given: TableValuedAlias, name: str) -> Any:
+    value = given.c[name]
     match name:
         case "current_phases":
-            return func.string_to_array(value, ",")
+            return func.string_to_array(value, literal_column("','"))
         case "totals":
-            return cast(func.string_to_array(value, ","), ARRAY(BigInteger))
+            return cast(func.string_to_array(value, literal_column("','")), ARRAY(BigInteger))
         case "labels" | "phases":
             return cast(value, JSONB)
         case _:
             return value
 
 
-def _moved(opener: CTE, asked: TableValuedAlias, fresh: list[Any]) -> CTE:
-    changing = [name for name in _FLOW if name not in (*FLOW_KEY, *_BIRTH, "expected")]
+def _answered(opener: CTE, asked: TableValuedAlias, request: TableValuedAlias) -> CTE:
+    return (
+        select(request.c.place, request.c.request_id)
+        .where(
+            opened(opener),
+            asked.c.place == request.c.place,
+            requests.c.client_account_id == asked.c.client_account_id,
+            requests.c.engagement_id == asked.c.engagement_id,
+            requests.c.request_id == request.c.request_id,
+        )
+        .cte("answered")
+    )
+
+
+def _fresh(asked: TableValuedAlias, answered: CTE | None) -> list[Any]:
+    return [] if answered is None else [~exists().where(answered.c.place == asked.c.place)]
+
+
+def _moved(opener: CTE, asked: TableValuedAlias, answered: CTE | None, columns: Columns) -> CTE:
+    changing = [name for name in columns if name not in _ASKED]
     return (
         update(flows)
         .values({name: _converted(asked, name) for name in changing})
-        .where(opened(opener), *same_flow(flows, asked), flows.c.revision == asked.c.expected, *fresh)
-        .returning(*(flows.c[key] for key in FLOW_KEY))
+        .where(opened(opener), *same_flow(flows, asked), flows.c.revision == asked.c.expected, *_fresh(asked, answered))
+        .returning(asked.c.place, *(flows.c[key] for key in FLOW_KEY))
         .cte("moved")
     )
 
 
-def _created(opener: CTE, asked: TableValuedAlias, fresh: list[Any]) -> CTE:
-    names = [name for name in _FLOW if name != "expected"]
-    rows = select(*(_converted(asked, name) for name in names)).where(opened(opener), *fresh)
-    return insert(flows).from_select(names, rows).on_conflict_do_nothing().returning(*(flows.c[key] for key in FLOW_KEY)).cte("moved")
+def _created(opener: CTE, asked: TableValuedAlias, answered: CTE | None, columns: Columns) -> CTE:
+    names = [name for name in columns if name not in ("place", "expected")]
+    rows = select(*(_converted(asked, name) for name in names)).where(opened(opener), *_fresh(asked, answered))
+    stored = upsert(flows).from_select(names, rows).on_conflict_do_nothing().returning(*(flows.c[key] for key in FLOW_KEY)).cte("stored")
+    # INSERT can return only what it stored: the place in the batch is found again by the key.
+    return select(asked.c.place, *(stored.c[key] for key in FLOW_KEY)).where(*same_flow(stored, asked)).cte("moved")
 
 
-def _follow(part: str, table: Table, columns: dict[str, TypeEngine[Any]], moved: CTE) -> CTE:
-    """The rows of ``part`` whose flow moved, put into ``table``; what can be there already is replaced."""
-    given = _given(part, columns)
-    rows = select(*(_converted(given, name) for name in columns)).where(*same_flow(given, moved))
-    putting = insert(table).from_select(list(columns), rows)
+def _changed(name: str, given: TableValuedAlias, moved: CTE, opener: CTE) -> CTE:
+    """The children of moved flows that were there before."""
+    table = children[name]
+    changing = [column for column in _CHILD if column not in ("place", "type")]
+    return (
+        update(table)
+        .values({column: _converted(given, column) for column in changing})
+        .where(opened(opener), given.c.place == moved.c.place, *same_flow(table, moved), table.c.type == given.c.type)
+        .returning(table.c.client_account_id)
+        .cte(f"put_child_{name}")
+    )
+
+
+def _put(part: str, table: Table, given: TableValuedAlias, columns: Columns, moved: CTE, opener: CTE) -> CTE:
+    """The rows of ``part`` whose flow moved, put into ``table``; documents and activity take the place of what is there."""
+    own = [name for name in columns if name != "place"]
+    rows = select(*(moved.c[key] for key in FLOW_KEY), *(_converted(given, name) for name in own))
+    rows = rows.where(opened(opener), given.c.place == moved.c.place)
+    names = [*FLOW_KEY, *own]
+    if table is not documents and table is not activity:
+        return insert(table).from_select(names, rows).returning(table.c.client_account_id).cte(f"put_{part}")
+    putting = upsert(table).from_select(names, rows)
     key = [item.name for item in table.primary_key.columns]
-    if table is not events and table is not requests:
-        replaced = {name: putting.excluded[name] for name in columns if name not in key}
-        putting = putting.on_conflict_do_update(index_elements=key, set_=replaced)
-    return putting.returning(table.c.client_account_id).cte(f"put_{part}")
+    replaced = {name: putting.excluded[name] for name in own if name not in key}
+    return putting.on_conflict_do_update(index_elements=key, set_=replaced).returning(table.c.client_account_id).cte(f"put_{part}")

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from uuid import UUID
 
 import asyncpg
@@ -17,9 +18,9 @@ import asyncpg
 from server.cache import Heads
 from server.repository import requests
 from server.repository.batch import Step, batch_of, document_bytes, merged_places
-from server.repository.commit_statement import creating, outcome, updating
-from server.repository.database import COLLISIONS, Database
-from server.repository.flows import Flows, Head, Key
+from server.repository.commit_statement import Key, Row, creating, outcome, updating
+from server.repository.database import COLLISIONS, Database, Line
+from server.repository.flows import Flows, Head
 from server.repository.requests import Answered, Committed, Request
 from server.statemachine import flow as machine
 from server.statemachine.change import Change
@@ -102,8 +103,7 @@ class Commits:
         self._database, self._flows, self._heads, self._ring = database, flows, heads, ring
         self._waiting: deque[_Waiting] = deque()
         self._busy: set[object] = set()  # flows and request ids that are on their way to disk
-        self._lanes = lanes
-        self._running = 0
+        self._idle = [database.line() for _ in range(lanes)]
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
         self._closed = False
 
@@ -118,9 +118,8 @@ class Commits:
             raise StoreUnavailable(f"{WAITING_COMMITS} commits are waiting already: retry in a moment")
         waiting = _Waiting(asked, document_bytes(asked.changes), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        if self._running < self._lanes:
-            self._running += 1
-            lane = asyncio.create_task(self._lane(), name="commits")
+        if self._idle:
+            lane = asyncio.create_task(self._lane(self._idle.pop()), name="commits")
             self._tasks.add(lane)
             lane.add_done_callback(self._tasks.discard)
         return await waiting.done
@@ -156,11 +155,11 @@ class Commits:
             results = [step.committed for step in steps]
             batch = await batch_of(steps)
             if request is not None:
-                batch.requests.append(requests.row(tenant, asked[0].flow_id, request, request.answer(results), asked[0].occasion.now))
+                batch.requests.append(_request_row(0, request, results, asked[0].occasion.now))
             try:
                 async with self._database.begin([tenant]) as transaction:
                     statement, values = updating(batch)
-                    stored = outcome(await transaction.rows(statement, values))
+                    stored = outcome(batch, await transaction.rows(statement, values))
                     if len(stored.moved) != len(asked):
                         raise _Overtaken
             except (_Overtaken, asyncpg.UniqueViolationError, *COLLISIONS):
@@ -186,18 +185,18 @@ class Commits:
         for waiting in self._waiting:
             waiting.fail(Draining("the server is stopping: send this to another, or again in a moment"))
 
-    async def _lane(self) -> None:
+    async def _lane(self, line: Line) -> None:
         try:
-            await self._run()
+            await self._run(line)
         finally:
-            self._running -= 1  # in the same step as the last look at what waits, so that no commit falls in between
+            self._idle.append(line)  # in the same step as the last look at what waits, so that no commit falls in between
 
-    async def _run(self) -> None:
+    async def _run(self, line: Line) -> None:
         while taken := self._take():
             keys = {key for waiting in taken for key in _keys(waiting)}
             self._busy |= keys
             try:
-                await self._store(taken)
+                await self._store(taken, line)
             except Exception as error:  # noqa: BLE001 - a supervised loop: one faulty batch must not stop the lane
                 self._failed(taken, error)  # the boundary of each call logs it
             finally:
@@ -233,7 +232,7 @@ class Commits:
         self._waiting = left
         return taken
 
-    async def _store(self, taken: Sequence[_Waiting]) -> None:
+    async def _store(self, taken: Sequence[_Waiting], line: Line) -> None:
         for _ in range(ATTEMPTS):
             groups: dict[Key, list[_Waiting]] = {}
             for waiting in taken:
@@ -242,7 +241,7 @@ class Commits:
             if not groups:
                 return
             plans = await self._plans(groups)
-            await self._write({key: plan for key, plan in plans.items() if plan.steps})
+            await self._write({key: plan for key, plan in plans.items() if plan.steps}, line)
         for waiting in taken:
             key = waiting.asked.key
             current = (await self._flows.heads([key])).get(key)
@@ -310,46 +309,45 @@ class Commits:
         """What ``commit_together`` would come to, with nothing written."""
         return [plan.steps[0].committed for plan in await self._plan_together(asked)]
 
-    async def _write(self, plans: Mapping[Key, _Plan]) -> None:
+    async def _write(self, plans: Mapping[Key, _Plan], line: Line) -> None:
         born = {key: plan for key, plan in plans.items() if plan.head is None}
         moved = {key: plan for key, plan in plans.items() if plan.head is not None}
         for part in (born, moved):
             if part:
-                await self._write_part(part)
+                await self._write_part(part, line)
 
-    async def _write_part(self, plans: Mapping[Key, _Plan]) -> None:
+    async def _write_part(self, plans: Mapping[Key, _Plan], line: Line) -> None:
         steps = [step for plan in plans.values() for step in plan.steps]
         batch = await batch_of(steps)
-        for plan in plans.values():
-            for waiting, step in zip(plan.carried, plan.steps, strict=True):
-                if waiting.asked.request is not None:
-                    batch.requests.append(_request_row(waiting.asked, step))
+        for place, key in enumerate(batch.keys):
+            for waiting, step in zip(plans[key].carried, plans[key].steps, strict=True):
+                if (request := waiting.asked.request) is not None:
+                    batch.requests.append(_request_row(place, request, [step.committed], waiting.asked.occasion.now))
         new = next(iter(plans.values())).head is None
         statement, values = creating(batch) if new else updating(batch)
         tenants = list(dict.fromkeys(tenant for tenant, _ in plans))
         try:
-            stored = outcome(await self._database.commit(tenants, statement, values))
+            stored = outcome(batch, await line.send(tenants, statement, values))
         except COLLISIONS:
             return
         except asyncpg.PostgresError as error:
-            await self._write_apart(plans, error)
+            await self._write_apart(plans, line, error)
             return
-        answered = {(tenant, flow_id) for tenant, flow_id, _ in stored.answered}
         for key, plan in plans.items():
             if key in stored.moved:
                 await self._arrived(key, plan)
-            elif key in answered:
+            elif key in stored.answered:
                 await self._answer(plan)
             elif new:
                 await self._refuse([(waiting, FlowExists(key[1])) for waiting in plan.carried])
             else:
                 self._heads.drop(key)
 
-    async def _write_apart(self, plans: Mapping[Key, _Plan], error: asyncpg.PostgresError) -> None:
+    async def _write_apart(self, plans: Mapping[Key, _Plan], line: Line, error: asyncpg.PostgresError) -> None:
         """One flow's fault must not be another's: send each by itself; what fails alone is told so."""
         if len(plans) > 1:
             for key, plan in plans.items():
-                await self._write_part({key: plan})
+                await self._write_part({key: plan}, line)
             return
         for key, plan in plans.items():
             self._heads.drop(key)
@@ -367,7 +365,12 @@ class Commits:
 
     async def _answer(self, plan: _Plan) -> None:
         for waiting in plan.carried:
-            if found := await self._replayed(waiting.asked.tenant, waiting.asked.request):
+            try:
+                found = await self._replayed(waiting.asked.tenant, waiting.asked.request)
+            except FlowError as reused:  # this caller's fault alone: the batch carries others, of other tenants too
+                waiting.fail(reused)
+                continue
+            if found:
                 waiting.succeed(found)
 
     async def _refuse(self, refused: Iterable[tuple[_Waiting, FlowError]]) -> None:
@@ -398,9 +401,9 @@ def _keys(waiting: _Waiting) -> tuple[object, ...]:
     return waiting.asked.key, (waiting.asked.tenant, "request", request.request_id)
 
 
-def _request_row(asked: Asked, step: Step) -> tuple[object, ...]:
-    assert asked.request is not None
-    return requests.row(asked.tenant, asked.flow_id, asked.request, asked.request.answer([step.committed]), asked.occasion.now)
+def _request_row(place: int, request: Request, results: Sequence[Committed], now: datetime) -> Row:
+    """The row that remembers the answer."""
+    return place, request.request_id, now, request.payload_hash, request.answer(results)
 
 
 def _born(asked: Asked) -> Step:

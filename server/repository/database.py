@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -78,26 +78,82 @@ class Transaction:
         return await self.connection.fetch(statement.text, *statement.arguments({**values, "tenants": self.tenants}))
 
 
+class Line:
+    """One connection, kept from call to call: the pool's hand-over costs as much as a small statement."""
+
+    __slots__ = ("_connection", "_database")
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: PoolConnection | None = None
+
+    async def send(self, tenants: Iterable[Tenant], statement: Statement, values: Mapping[str, object]) -> Sequence[Row]:
+        """What the statement returns, as a transaction of its own. Raises StoreUnavailable."""
+        with translated():
+            if self._connection is None or self._connection.is_closed():
+                await self.close()
+                self._connection = await self._database.lend()
+            try:
+                found = await self._connection.fetch(statement.text, *statement.arguments({**values, "tenants": named(tenants)}))
+            except BaseException:
+                await self.close()  # who knows what state it is in: the pool looks after that
+                raise
+            if self._database.scarce:
+                await self.close()
+            return found
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._database.take_back(connection)
+
+
 class Database:
     """A pool of connections; every statement names the tenants it touches."""
 
     def __init__(self, pool: asyncpg.Pool[Any], patience: float) -> None:
         """``patience`` is how long to wait for a free connection, in seconds."""
         self._pool, self._patience = pool, patience
+        self._lines: list[Line] = []
+
+    def line(self) -> Line:
+        """A connection for somebody who sends one statement after another."""
+        line = Line(self)
+        self._lines.append(line)
+        return line
+
+    @property
+    def scarce(self) -> bool:
+        """Whether the pool is too small for lines to keep their connections while they have nothing to send."""
+        return self._pool.get_max_size() < len(self._lines) + 2
+
+    async def lend(self) -> PoolConnection:
+        """A free connection. Raises TimeoutError when none comes free in time."""
+        return await self._pool.acquire(timeout=self._patience)
+
+    async def take_back(self, connection: PoolConnection) -> None:
+        """Return a connection to the pool; a broken one is replaced."""
+        await self._pool.release(connection)
+
+    async def close_lines(self) -> None:
+        """Give back what is kept."""
+        for line in self._lines:
+            await line.close()
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[PoolConnection]:
-        connection = await self._pool.acquire(timeout=self._patience)
+        connection = await self.lend()
         try:
             yield connection
         finally:
-            # A shield of the driver's own lets a cancelled caller's connection be cleaned up behind its back.
-            await self._pool.release(connection)
+            await self.take_back(connection)
 
     @asynccontextmanager
     async def begin(self, tenants: Sequence[Tenant]) -> AsyncIterator[Transaction]:
         """A transaction that is committed when the block ends, and rolled back when it raises.
 
+        A single statement needs none: PostgreSQL begins and commits it in the same round trip (``read``, ``Line.send``).
         Raises StoreUnavailable when PostgreSQL is away; whether it committed is then unknown.
         """
         with translated():
@@ -106,19 +162,11 @@ class Database:
                 await transaction.rows(_NAME_TENANTS, {})
                 yield transaction
 
-    async def commit(self, tenants: Sequence[Tenant], statement: Statement, values: Mapping[str, object]) -> Sequence[Row]:
-        """One writing statement as a transaction of its own: PostgreSQL begins and commits it in the same round trip.
-
-        The statement must be behind its ``gate``. Raises as ``begin`` does.
-        """
-        return await self.read(tenants, statement, values)
-
-    async def read(self, tenants: Sequence[Tenant], statement: Statement, values: Mapping[str, object]) -> Sequence[Row]:
+    async def read(self, tenants: Iterable[Tenant], statement: Statement, values: Mapping[str, object]) -> Sequence[Row]:
         """What one reading statement returns; it sees one snapshot. The statement must be behind its ``gate``."""
         with translated():
             async with self._connection() as connection:
-                arguments = statement.arguments({**values, "tenants": named(tenants)})
-                return await connection.fetch(statement.text, *arguments)
+                return await connection.fetch(statement.text, *statement.arguments({**values, "tenants": named(tenants)}))
 
     async def token_key(self) -> bytes:
         """The key that every process on this database signs page tokens with."""
@@ -190,9 +238,11 @@ async def connected(url: str, settings: PoolSettings) -> AsyncIterator[Database]
             max_inactive_connection_lifetime=300.0,
             max_queries=1_000_000,
         )
+    database = Database(pool, settings.patience)
     try:
-        yield Database(pool, settings.patience)
+        yield database
     finally:
+        await database.close_lines()
         try:
             await asyncio.wait_for(pool.close(), settings.patience)
         except TimeoutError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +28,7 @@ from server.repository import codec
 from server.repository.database import Database
 from server.repository.document_store import unpacked
 from server.repository.filter import Filter, Order, after, condition, sorting
+from server.repository.gathered import Gathered, Key, key_values
 from server.repository.statement import Statement, gated, mine, same_flow
 from server.repository.tables import FLOW_KEY, activity, children, documents, flows
 from server.statemachine.errors import FlowNotFound
@@ -106,8 +108,7 @@ _keys = (
     .table_valued(*(column(name, UUIDType()) for name in FLOW_KEY))
     .render_derived(name="wanted")
 )
-_ONE = Statement(gated(select(*_SUMMARY_COLUMNS).where(*mine(flows), flows.c.flow_id == bindparam("flow_id", type_=UUIDType()))))
-_MANY = Statement(gated(select(*_SUMMARY_COLUMNS).where(*same_flow(flows, _keys))))
+_SUMMARIES = Statement(gated(select(*_SUMMARY_COLUMNS).where(*same_flow(flows, _keys))))
 _HEADS = Statement(gated(select(*_HEAD_COLUMNS).where(*same_flow(flows, _keys))))
 _RECORDS = Statement(gated(select(*_HEAD_COLUMNS, _documents(), _activity()).where(*same_flow(flows, _keys))))
 _PLACES = Statement(
@@ -121,7 +122,8 @@ _PLACES = Statement(
     )
 )
 
-Key = tuple[Tenant, UUID]
+# Reads of each kind that are out at a time; each keeps a connection.
+LANES = 1
 _Found = TypeVar("_Found")
 
 
@@ -183,24 +185,29 @@ def _head(row: Sequence[Any]) -> Head:
     return Head(flow, head_hash)
 
 
+def _itself(row: Any) -> Any:
+    return row
+
+
 class Flows:
     """What can be read of flows; soft-deleted ones included unless said otherwise."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._summaries = Gathered(database, _SUMMARIES, _summary, LANES)
+        self._heads = Gathered(database, _HEADS, _head, LANES)
+        self._records = Gathered(database, _RECORDS, _itself, LANES)
 
     async def summary(self, tenant: Tenant, flow_id: UUID) -> FlowSummary:
         """The flow's hot row. Raises FlowNotFound."""
-        values = {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id, "flow_id": flow_id}
-        rows = await self._database.read([tenant], _ONE, values)
-        if not rows:
+        found = await self._summaries.get((tenant, flow_id))
+        if found is None:
             raise FlowNotFound(flow_id)
-        return _summary(rows[0])
+        return found
 
     async def summaries(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[FlowSummary]:
         """The flows' hot rows in the order asked for. Raises FlowNotFound for the first that is missing."""
-        rows = await self._read(_MANY, [(tenant, flow_id) for flow_id in flow_ids])
-        return _in_order(flow_ids, {row[2]: _summary(row) for row in rows})
+        return await _each(self._summaries, tenant, flow_ids)
 
     async def heads(self, keys: Sequence[Key]) -> dict[Key, Head]:
         """The flows with their children, those that there are."""
@@ -209,19 +216,11 @@ class Flows:
 
     async def flows(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[Flow]:
         """The flows with their children in the order asked for. Raises FlowNotFound for the first that is missing."""
-        heads = await self.heads([(tenant, flow_id) for flow_id in flow_ids])
-        return _in_order(flow_ids, {flow_id: head.flow for (_, flow_id), head in heads.items()})
+        return [head.flow for head in await _each(self._heads, tenant, flow_ids)]
 
     async def records(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[Record]:
         """The flows with all that belongs to them in the order asked for. Raises FlowNotFound for the first that is missing."""
-        rows = await self._read(_RECORDS, [(tenant, flow_id) for flow_id in flow_ids])
-        found = {}
-        for row in rows:
-            bodies, entries = row[-2], row[-1]
-            texts = await unpacked([body for _, _, body in bodies])
-            places = [DocumentPlace(name, child_type) for name, child_type, _ in bodies]
-            found[row[2]] = Record(_head(row), dict(zip(places, texts, strict=True)), _entries(entries))
-        return _in_order(flow_ids, found)
+        return [await _record(row) for row in await _each(self._records, tenant, flow_ids)]
 
     async def document(self, tenant: Tenant, flow_id: UUID, place: DocumentPlace) -> bytes | None:
         """The stored document; None when there is none."""
@@ -253,24 +252,28 @@ class Flows:
         return [_summary(row) for row in rows]
 
     async def _read(self, statement: Statement, keys: Sequence[Key]) -> Sequence[Any]:
-        values = {
-            "key_client_account_id": [tenant.client_account_id for tenant, _ in keys],
-            "key_engagement_id": [tenant.engagement_id for tenant, _ in keys],
-            "key_flow_id": [flow_id for _, flow_id in keys],
-        }
-        return await self._database.read(list(dict.fromkeys(tenant for tenant, _ in keys)), statement, values)
+        return await self._database.read({tenant for tenant, _ in keys}, statement, key_values(keys))
+
+
+async def _each(reads: Gathered[_Found], tenant: Tenant, flow_ids: Sequence[UUID]) -> list[_Found]:
+    if len(flow_ids) == 1:
+        found = [await reads.get((tenant, flow_ids[0]))]
+    else:
+        found = await asyncio.gather(*(reads.get((tenant, flow_id)) for flow_id in flow_ids))
+    for flow_id, one in zip(flow_ids, found, strict=True):
+        if one is None:
+            raise FlowNotFound(flow_id)
+    return [one for one in found if one is not None]
+
+
+async def _record(row: Any) -> Record:
+    bodies, entries = row[-2], row[-1]
+    texts = await unpacked([body for _, _, body in bodies])
+    places = [DocumentPlace(name, child_type) for name, child_type, _ in bodies]
+    return Record(_head(row), dict(zip(places, texts, strict=True)), _entries(entries))
 
 
 def _entries(rows: Iterable[Sequence[Any]]) -> tuple[ActivityEntry, ...]:
     """By kind, the newest first."""
     found = [codec.entry_from_json(orjson.loads(body), time, actor, sequence) for body, time, actor, sequence in rows]
     return tuple(sorted(found, key=lambda entry: (entry.kind.value, -entry.sequence)))
-
-
-def _in_order(flow_ids: Iterable[UUID], found: Mapping[UUID, _Found]) -> list[_Found]:
-    ordered = []
-    for flow_id in flow_ids:
-        if flow_id not in found:
-            raise FlowNotFound(flow_id)
-        ordered.append(found[flow_id])
-    return ordered

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import UUID as UUIDType
@@ -15,7 +14,7 @@ from server.repository.statement import Statement, gated, mine
 from server.repository.tables import requests
 from server.statemachine.errors import RequestIdReused
 from server.statemachine.event import Event
-from server.statemachine.values import Flow, Tenant
+from server.statemachine.values import Flow, FlowSummary, Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +22,7 @@ class Committed:
     """A flow after a commit, the event that records it, and that event's link in the hash chain."""
 
     flow: Flow
+    summary: FlowSummary
     event: Event
     hash: bytes
 
@@ -66,8 +66,3 @@ async def answered(database: Database, tenant: Tenant, request: Request) -> Answ
     if payload_hash != request.payload_hash:
         raise RequestIdReused(request.request_id)
     return Answered(answer)
-
-
-def row(tenant: Tenant, flow_id: UUID, request: Request, answer: bytes, now: datetime) -> tuple[object, ...]:
-    """The row that remembers the answer, in the order of the commit statement's columns."""
-    return tenant.client_account_id, tenant.engagement_id, flow_id, request.request_id, now, request.payload_hash, answer

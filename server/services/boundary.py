@@ -6,17 +6,20 @@ Every method is wrapped when it is registered, not by an interceptor: one that i
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import grpc
 import structlog
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.descriptor import Descriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
@@ -27,6 +30,7 @@ from server.statemachine.errors import (
     FlowError,
     InvalidRequest,
     PreconditionFailed,
+    invalid,
 )
 
 _log = structlog.get_logger("call")
@@ -60,9 +64,15 @@ CODES: Mapping[str, grpc.StatusCode] = MappingProxyType(
     }
 )
 _RETRY_AFTER = 0.5  # seconds; long enough for a connection to be made again
-# gRPC loses the status when the trailers exceed the metadata limit: stay below 2 KB together.
-_TEXT_LENGTH = 600
-_DETAILS_BYTES = 1000
+# gRPC loses the status when the trailers exceed the metadata limit: stay below 2 KB together. The text stands in them twice, once
+# percent-encoded, which makes three bytes of each byte outside printable ASCII.
+_TEXT_BYTES = 420
+_METADATA_BYTES = 400
+_VALUE_BYTES = 200
+_FIELD_BYTES = 100
+_DESCRIPTION_BYTES = 300
+_VIOLATIONS_BYTES = 800
+_PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 Unary = Callable[[Any, Caller], Awaitable[Any]]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -96,7 +106,7 @@ class Boundary:
                 make, wrapped = grpc.unary_unary_rpc_method_handler, self._unary(name, call)
             methods[method.name] = make(
                 wrapped,
-                request_deserializer=GetMessageClass(method.input_type).FromString,
+                request_deserializer=_reader(method.input_type),
                 response_serializer=_serialized,
             )
         return grpc.method_handlers_generic_handler(service.full_name, methods)
@@ -107,6 +117,8 @@ class Boundary:
             caller = None
             try:
                 caller = self._admit(context)
+                if type(request) is _Unreadable:
+                    raise request.error()
                 if context.time_remaining() is None:
                     async with asyncio.timeout(self._default_deadline):
                         response = await call(request, caller)
@@ -128,7 +140,7 @@ class Boundary:
             caller = None
             try:
                 caller = self._admit(context)
-                response = await call(requests, caller)
+                response = await call(_readable(requests), caller)
             except asyncio.CancelledError:
                 _told(name, caller, "CANCELLED", started, None)
                 raise
@@ -145,6 +157,8 @@ class Boundary:
             caller = None
             try:
                 caller = self._admit(context)
+                if type(request) is _Unreadable:
+                    raise request.error()
                 responses = call(request, caller)
                 try:
                     async for response in responses:
@@ -165,6 +179,36 @@ class Boundary:
         if self._draining:
             raise Draining("the server is stopping: send this to another, or again in a moment")
         return caller_of(context.invocation_metadata() or ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Stands for a request whose bytes are no such message: gRPC itself would answer UNKNOWN, with the exception's text."""
+
+    message: str
+
+    def error(self) -> InvalidRequest:
+        return invalid("request", f"cannot be read as {self.message}: is it made from this version of the contract, and all text UTF-8?")
+
+
+def _reader(kind: Descriptor) -> Callable[[bytes], Message | _Unreadable]:
+    """Reads request bytes and never raises."""
+    from_bytes, unreadable = GetMessageClass(kind).FromString, _Unreadable(kind.full_name)
+
+    def read(data: bytes) -> Message | _Unreadable:
+        try:
+            return from_bytes(data)
+        except DecodeError:
+            return unreadable
+
+    return read
+
+
+async def _readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if type(request) is _Unreadable:
+            raise request.error()
+        yield request
 
 
 def _serialized(message: Message | bytes) -> bytes:
@@ -193,9 +237,12 @@ async def _abort(context: Context, name: str, caller: Caller | None, error: Exce
 
 
 def _status(reason: str, text: str, metadata: Mapping[str, str], details: Iterable[Message]) -> status_pb2.Status:
-    kept = {key: value[:200] for key, value in list(metadata.items())[:12]}
+    kept, left = {}, _METADATA_BYTES
+    for key, value in metadata.items():
+        kept[key] = _short(value, min(_VALUE_BYTES, left))
+        left -= len(kept[key].encode())
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=kept)
-    status = status_pb2.Status(code=code_pb2.Code.Value(CODES[reason].name), message=_short(text))
+    status = status_pb2.Status(code=code_pb2.Code.Value(CODES[reason].name), message=_short_encoded(text))
     for detail in (info, *details):
         packed = any_pb2.Any()
         packed.Pack(detail)
@@ -208,7 +255,7 @@ def _details(error: FlowError) -> Iterable[Message]:
         yield _violations(error)
     elif isinstance(error, PreconditionFailed):
         violation = error_details_pb2.PreconditionFailure.Violation(
-            type=error.reason, subject=error.subject[:200], description=_short(str(error))
+            type=error.reason, subject=_short(error.subject, _FIELD_BYTES), description=_short(str(error), _DESCRIPTION_BYTES)
         )
         yield error_details_pb2.PreconditionFailure(violations=[violation])
     elif CODES[error.reason] is grpc.StatusCode.UNAVAILABLE:
@@ -218,19 +265,28 @@ def _details(error: FlowError) -> Iterable[Message]:
 def _violations(error: InvalidRequest) -> error_details_pb2.BadRequest:
     found = error_details_pb2.BadRequest()
     for at, violation in enumerate(error.violations):
-        found.field_violations.add(field=violation.field[:100], description=violation.description[:300])
-        if found.ByteSize() > _DETAILS_BYTES:
-            if at > 0:
-                del found.field_violations[at:]
-            left = len(error.violations) - len(found.field_violations)
-            if left:
-                found.field_violations.add(field="...", description=f"and {left} more")
+        field, description = _short(violation.field, _FIELD_BYTES), _short(violation.description, _DESCRIPTION_BYTES)
+        found.field_violations.add(field=field, description=description)
+        if found.ByteSize() > _VIOLATIONS_BYTES:
+            del found.field_violations[at:]
+            found.field_violations.add(field="...", description=f"and {len(error.violations) - at} more")
             break
     return found
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _TEXT_LENGTH else f"{text[: _TEXT_LENGTH - 3]}..."
+def _short(text: str, most: int) -> str:
+    """The text, cut to ``most`` bytes of UTF-8."""
+    encoded = text.encode()
+    return text if len(encoded) <= most else f"{encoded[: max(most - 3, 0)].decode(errors='ignore')}..."[:most]
+
+
+def _short_encoded(text: str) -> str:
+    """The text, cut so that it fits when gRPC percent-encodes it."""
+    encoded = quote(text, safe=_PLAIN)
+    if len(encoded) <= _TEXT_BYTES:
+        return text
+    whole = re.sub(r"%.?$", "", encoded[: _TEXT_BYTES - 3])
+    return f"{unquote(whole, errors='ignore')}..."
 
 
 def _who(caller: Caller | None) -> dict[str, str]:

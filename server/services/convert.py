@@ -120,9 +120,9 @@ def _mask(fields: Fields, path: str, given: change_pb2.FlowUpdate) -> Sequence[s
         if len(paths) > 1:
             fields.wrong(f"{path}.update_mask", "* stands alone")
         return _UPDATABLE
-    for name in paths[:20]:
-        if name not in _UPDATABLE:
-            fields.wrong(f"{path}.update_mask", f"{name[:60]!r} cannot be updated; one of {', '.join(_UPDATABLE)}, or *")
+    unknown = [name for name in paths if name not in _UPDATABLE]
+    for name in unknown[:20]:
+        fields.wrong(f"{path}.update_mask", f"{name[:60]!r} cannot be updated; one of {', '.join(_UPDATABLE)}, or *")
     if not paths:
         fields.wrong(f"{path}.update_mask", "names no field")
     return paths

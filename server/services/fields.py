@@ -55,11 +55,12 @@ class Fields:
         if not text:
             return None
         try:
-            # The constructor also takes braces, prefixes and hyphens anywhere: one id must have one spelling.
-            found = UUID(text) if len(text) == 36 and text.count("-") == 4 else None
+            found = UUID(text)
         except ValueError:
             found = None
-        if found is None:
+        # The constructor also takes braces, prefixes, other digits, underscores and hyphens anywhere: one id must have one spelling.
+        if found is None or str(found) != text.lower():
+            found = None
             self.wrong(field, f"must be a UUID in its 36 character form, not {_shown(text)}")
         return found
 

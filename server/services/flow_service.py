@@ -27,7 +27,6 @@ from server.services.progress_stream import ProgressStream
 from server.services.watch import Watches
 from server.statemachine import change as ask
 from server.statemachine import document
-from server.statemachine.derivation import summary
 from server.statemachine.errors import LimitExceeded, RevisionInFuture
 from server.statemachine.flow import Occasion
 from server.statemachine.graphs import JOURNEYS
@@ -143,7 +142,7 @@ class FlowService:
 
         def answer(results: Sequence[Committed]) -> pb.BatchUpdateFlowsResponse:
             return pb.BatchUpdateFlowsResponse(
-                results=[pb.FlowCommitted(flow=convert.summarized(summary(one.flow)), event=_event(one)) for one in results]
+                results=[pb.FlowCommitted(flow=convert.summarized(one.summary), event=_event(one)) for one in results]
             )
 
         if request.validate_only:
@@ -273,6 +272,8 @@ class FlowService:
     def _creation(self, fields: Fields, request: pb.CreateFlowRequest, caller: Caller) -> Asked:
         flow_id = fields.optional_uuid("flow_id", request.flow_id) or self._sources.new_id()
         kind = fields.required("type", request.type, 100)
+        if kind and kind not in JOURNEYS:
+            fields.wrong("type", f"{kind[:100]!r} is not a flow type; known ones are {', '.join(JOURNEYS)}")
         name = fields.text("display_name", request.display_name, NAME_LENGTH)
         labels = fields.labels("labels", request.labels)
         changes: list[ask.Change] = []
@@ -345,7 +346,7 @@ def _answer(response: type[_Response]) -> Callable[[Sequence[Committed]], _Respo
     """The usual answer: the flow in SUMMARY view and the event."""
 
     def answer(results: Sequence[Committed]) -> _Response:
-        return response(flow=convert.summarized(summary(results[0].flow)), event=_event(results[0]))
+        return response(flow=convert.summarized(results[0].summary), event=_event(results[0]))
 
     return answer
 

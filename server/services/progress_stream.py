@@ -16,7 +16,6 @@ from server.services.caller import Caller
 from server.services.fields import Fields
 from server.statemachine import document
 from server.statemachine.change import ReportProgress
-from server.statemachine.derivation import summary
 from server.statemachine.errors import FlowError, invalid
 from server.statemachine.flow import Occasion
 
@@ -66,7 +65,7 @@ class ProgressStream:
         if self._last is None:
             raise invalid("progress", "is required: the stream held no report")
         return pb.StreamProgressResponse(
-            flow=convert.summarized(summary(self._last.flow)), received_count=received, committed_count=self._committed
+            flow=convert.summarized(self._last.summary), received_count=received, committed_count=self._committed
         )
 
     def _read(self, request: pb.StreamProgressRequest, flow_id: UUID | None, at: int) -> tuple[UUID, ReportProgress]:

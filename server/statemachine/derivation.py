@@ -38,7 +38,9 @@ def phase_weight(phase: Phase) -> float:
 
 def child_progress(child: ChildFlow) -> float:
     """The child's progress, 0 to 100, to four decimals."""
-    done = sum(share * phase_weight(phase) for share, phase in zip(child.definition.shares, child.phases, strict=True))
+    done = 0.0
+    for share, phase in zip(child.definition.shares, child.phases, strict=True):
+        done += share * phase_weight(phase)
     return round(100.0 * done, 4)
 
 
@@ -71,11 +73,13 @@ def child_status(child: ChildFlow, hold: FlowHold) -> FlowStatus:
 
 def current_child(flow: Flow) -> ChildFlow | None:
     """The child that gives the flow its status: the foremost of those not completed, else the last; None without children."""
-    under_way = [(child, child_status(child, FlowHold.NONE)) for child in flow.children]
-    open_ones = [(_RANK[status], child) for child, status in under_way if status is not FlowStatus.COMPLETED]
-    if open_ones:
-        return min(open_ones, key=lambda pair: pair[0])[1]  # min keeps the first of equals, and children are in the journey's order
-    return flow.children[-1] if flow.children else None
+    best, best_rank = None, len(MASTER_ORDER)
+    for child in flow.children:
+        status = child_status(child, FlowHold.NONE)
+        # Only a smaller rank wins, so that the first of equals stays: children are in the journey's order.
+        if status is not FlowStatus.COMPLETED and (rank := _RANK[status]) < best_rank:
+            best, best_rank = child, rank
+    return best or (flow.children[-1] if flow.children else None)
 
 
 def journey_completed(flow: Flow) -> bool:
@@ -85,11 +89,14 @@ def journey_completed(flow: Flow) -> bool:
 
 def flow_status(flow: Flow) -> FlowStatus:
     """The master's status: a command's, else that of the child under way; ACTIVE between two domains."""
+    return _status(flow, current_child(flow))
+
+
+def _status(flow: Flow, child: ChildFlow | None) -> FlowStatus:
     if journey_completed(flow):
         return FlowStatus.COMPLETED
     if held := HOLD_STATUS.get(flow.hold):
         return held
-    child = current_child(flow)
     if child is not None and (status := child_status(child, flow.hold)) is not FlowStatus.COMPLETED:
         return status
     if flow.hold is FlowHold.RECOVERING:
@@ -109,10 +116,13 @@ def flow_ended(flow: Flow) -> bool:
 
 def current_phases(flow: Flow) -> tuple[str, ...]:
     """The phases of the current child that have begun and are not complete."""
-    child = current_child(flow)
+    return _under_way(current_child(flow))
+
+
+def _under_way(child: ChildFlow | None) -> tuple[str, ...]:
     if child is None:
         return ()
-    return tuple(p.name for p in child.phases if p.state is not PhaseState.COMPLETED and p.state not in NOT_BEGUN)
+    return tuple([p.name for p in child.phases if p.state is not PhaseState.COMPLETED and p.state not in NOT_BEGUN])
 
 
 def summary(flow: Flow) -> FlowSummary:
@@ -124,10 +134,10 @@ def summary(flow: Flow) -> FlowSummary:
         flow.type,
         flow.display_name,
         flow.revision,
-        flow_status(flow),
+        _status(flow, child),
         flow_progress(flow),
         "" if child is None else child.type,
-        current_phases(flow),
+        _under_way(child),
         flow.labels,
         flow.create_time,
         flow.created_by,

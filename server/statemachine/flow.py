@@ -11,7 +11,7 @@ from uuid import UUID
 from server.statemachine import change as ask
 from server.statemachine import document, phases
 from server.statemachine.definition import Definition
-from server.statemachine.derivation import child_completed, flow_progress, flow_status
+from server.statemachine.derivation import child_completed, flow_progress, flow_status, summary
 from server.statemachine.errors import (
     ChildExists,
     DependencyIncomplete,
@@ -38,7 +38,18 @@ from server.statemachine.event import (
 )
 from server.statemachine.graphs import BUILT_IN, JOURNEYS
 from server.statemachine.states import TERMINAL, FlowHold, FlowStatus, PhaseState
-from server.statemachine.values import ActivityEntry, ActivityKind, ChildFlow, DocumentName, DocumentPlace, Failure, Flow, Phase, Tenant
+from server.statemachine.values import (
+    ActivityEntry,
+    ActivityKind,
+    ChildFlow,
+    DocumentName,
+    DocumentPlace,
+    Failure,
+    Flow,
+    FlowSummary,
+    Phase,
+    Tenant,
+)
 
 _LIMITS = document.Limits()
 
@@ -58,6 +69,7 @@ class Outcome:
     """A flow after a commit, the event that records it, and the documents and activity to store."""
 
     flow: Flow
+    summary: FlowSummary
     event: Event
     documents: Mapping[DocumentPlace, bytes]
     activity: tuple[ActivityEntry, ...]
@@ -121,18 +133,15 @@ def _commit(
             if len(changes) > 1:
                 error.metadata["change_index"] = str(at)
             raise
-    after, now = draft.flow, occasion.now
-    status, progress = flow_status(after), flow_progress(after)
-    after = replace(
-        after,
-        revision=flow.revision + 1,
-        updated_by=occasion.actor,
-        update_time=now,
-        end_time=(flow.end_time or now) if status in TERMINAL else None,
-    )
-    regressed = flow.revision > 0 and progress < flow_progress(flow)
-    event = Event(after.revision, now, occasion.actor, tuple(draft.facts), status, progress, regressed)
-    return Outcome(after, event, draft.written, tuple(draft.activity))
+    actor, now = occasion.actor, occasion.now
+    after = replace(draft.flow, revision=flow.revision + 1, updated_by=actor, update_time=now)
+    said = summary(after)
+    end_time = (flow.end_time or now) if said.status in TERMINAL else None
+    if end_time is not after.end_time:
+        after, said = replace(after, end_time=end_time), replace(said, end_time=end_time)
+    regressed = flow.revision > 0 and said.progress < flow_progress(flow)
+    event = Event(after.revision, now, actor, tuple(draft.facts), said.status, said.progress, regressed)
+    return Outcome(after, said, event, draft.written, tuple(draft.activity))
 
 
 def _transition(draft: _Draft, change: ask.TransitionPhase) -> None:

@@ -7,8 +7,14 @@ from enum import Enum, unique
 from types import MappingProxyType
 
 
+class Member(Enum):
+    """An enum whose members hash by identity: Enum's own hash is a call in Python, and rules look members up all the time."""
+
+    __hash__ = object.__hash__
+
+
 @unique
-class PhaseState(Enum):
+class PhaseState(Member):
     """The state of one phase; numbers as in the contract."""
 
     NOT_STARTED = 1
@@ -22,7 +28,7 @@ class PhaseState(Enum):
 
 
 @unique
-class FlowStatus(Enum):
+class FlowStatus(Member):
     """The status of a flow or child flow, always derived; numbers as in the contract."""
 
     INITIALIZED = 1
@@ -41,7 +47,7 @@ class FlowStatus(Enum):
 
 
 @unique
-class FlowHold(Enum):
+class FlowHold(Member):
     """What a command laid on a flow; numbers as in the contract."""
 
     NONE = 1
@@ -51,7 +57,7 @@ class FlowHold(Enum):
 
 
 @unique
-class FailureCode(Enum):
+class FailureCode(Member):
     """Why a phase failed; numbers as in the contract."""
 
     PHASE_EXECUTION_FAILED = 1

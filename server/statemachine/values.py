@@ -9,7 +9,7 @@ from enum import Enum, unique
 from uuid import UUID
 
 from server.statemachine.definition import Definition
-from server.statemachine.states import FailureCode, FlowHold, FlowStatus, PhaseState
+from server.statemachine.states import FailureCode, FlowHold, FlowStatus, Member, PhaseState
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class ChildFlow:
 
 
 @unique
-class ActivityKind(Enum):
+class ActivityKind(Member):
     """What an activity entry tells of; numbers as in the contract."""
 
     TRANSITION = 1
