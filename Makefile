@@ -27,3 +27,20 @@ $(PROTOC_VENV)/.done: constraints-protoc.txt
 
 generate: $(PROTOC_VENV)/.done
 	$(PROTOC_VENV)/bin/python protos/generate.py generated
+
+# A real discovery over real servers; `make demo CSV=inventory.csv` takes another inventory.
+demo: $(VENV)/.run
+	$(BIN)/python -m examples.discovery.demo $(if $(CSV),--csv "$(CSV)") $(ARGS)
+
+serve: $(VENV)/.run
+	$(BIN)/flowledger serve
+
+test: $(VENV)/.dev $(PROTOC_VENV)/.done
+	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --postgres 15 tests/repository tests/services $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) $(PROTOC_VENV) build *.egg-info

@@ -17,7 +17,7 @@ from server import embedded as private
 from server.app import running
 from server.log import logging
 from server.repository import schema
-from server.settings import Settings, SettingsError
+from server.settings import Settings, SettingsError, rows
 from server.statemachine.errors import FlowError
 
 app = typer.Typer(
@@ -60,6 +60,14 @@ def stop() -> None:
     settings = _settings()
     found = _run(private.stop(settings.data_dir))
     typer.echo(f"PostgreSQL in {settings.data_dir} {'is stopped' if found else 'was not running'}")
+
+
+@app.command("settings")
+def show_settings() -> None:
+    """Print the table of all settings."""
+    typer.echo("| variable | default | meaning |\n| --- | --- | --- |")
+    for row in rows():
+        typer.echo(f"| `{row.variable}` | {row.default} | {row.meaning} |")
 
 
 async def _migrate(settings: Settings) -> tuple[str | None, str | None]:
