@@ -16,7 +16,6 @@ import grpc
 import structlog
 from flowledger.v1 import flow_service_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from server.cache import Heads
 from server.embedded import embedded
@@ -27,6 +26,7 @@ from server.repository.events import Events
 from server.repository.flows import Flows
 from server.services.boundary import Boundary
 from server.services.flow_service import FlowService, Sources
+from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
 from server.statemachine import document
@@ -37,6 +37,9 @@ _log = structlog.get_logger()
 
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
 HEALTH_SECONDS = 2.0
+# gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
+# for this long they are still taken, and told to go elsewhere.
+REFUSING_SECONDS = 0.25
 
 
 def now() -> datetime:
@@ -107,7 +110,7 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
         server = grpc.aio.server(options=channel_options(settings))
         server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service),))
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        _add_reflection(server, [FLOW_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
+        add_reflection(server, [FLOW_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
         port = _bound(server, settings)
         await server.start()
         names = ("", FLOW_SERVICE.full_name)
@@ -122,6 +125,7 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
             drain()
             watch_health.cancel()
             await checks.enter_graceful_shutdown()
+            await asyncio.sleep(min(REFUSING_SECONDS, settings.drain_seconds))
             await server.stop(settings.drain_seconds)
             await commits.close(settings.drain_seconds)
 
@@ -159,19 +163,6 @@ def _bound(server: grpc.aio.Server, settings: Settings) -> int:
     except RuntimeError as error:
         raise OSError(f"cannot listen on {settings.host}:{settings.port}: is another server there? Set FLOWLEDGER_PORT") from error
     return int(port)
-
-
-def _add_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
-    """Reflection under both its names: grpcurl asks for v1 first, the library registers v1alpha only."""
-    reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-    servicer = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME])
-    method = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    name = "grpc.reflection.v1.ServerReflection"
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method}),))
 
 
 async def _set_health(checks: health.aio.HealthServicer, names: Sequence[str], status: int) -> None:

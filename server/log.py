@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Literal
 
 import orjson
@@ -17,17 +19,21 @@ WAITING_LINES = 20_000
 FLUSH_SECONDS = 0.05
 
 
-class _Writer:
-    """Takes lines without ever blocking or waking anybody, and writes them from a thread, many at a time."""
+Line = structlog.typing.EventDict
 
-    def __init__(self) -> None:
-        self._lines: deque[str] = deque()
+
+class _Writer:
+    """Takes lines without ever blocking or waking anybody; renders and writes them from a thread, many at a time."""
+
+    def __init__(self, render: Callable[[Line], str]) -> None:
+        self._render = render
+        self._lines: deque[Line] = deque()
         self._dropped = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
-    def write(self, line: str) -> None:
+    def write(self, line: Line) -> None:
         """Hand over one line."""
         if len(self._lines) < WAITING_LINES:
             self._lines.append(line)
@@ -49,27 +55,22 @@ class _Writer:
 
     def _flush(self) -> None:
         if self._dropped:
-            self._lines.append(orjson.dumps({"event": "log_lines_dropped", "lines": self._dropped}).decode())
+            self._lines.append({"level": "warning", "timestamp": time.time(), "event": "log_lines_dropped", "lines": self._dropped})
             self._dropped = 0
         if lines := [self._lines.popleft() for _ in range(len(self._lines))]:
             # Nobody may read it any more; serving goes on.
             with suppress(OSError, ValueError):
-                sys.stderr.write("\n".join(lines) + "\n")
+                sys.stderr.write("".join(f"{self._render(line)}\n" for line in lines))
                 sys.stderr.flush()
 
 
 @contextmanager
 def logging(level: Literal["debug", "info", "warning", "error"], form: Literal["auto", "json", "console"]) -> Iterator[None]:
     """The log is set up while the block lasts."""
-    writer = _Writer()
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    renderer: list[structlog.typing.Processor]
-    if console:
-        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    else:
-        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_written)]
+    writer = _Writer(_console_renderer() if console else _json)
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), *renderer],
+        processors=[_stamped],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=True,
@@ -81,5 +82,28 @@ def logging(level: Literal["debug", "info", "warning", "error"], form: Literal["
         structlog.reset_defaults()
 
 
-def _written(event: object, **_: object) -> str:
-    return orjson.dumps(event, default=repr).decode()
+def _stamped(_: object, method: str, line: Line) -> tuple[tuple[Line], dict[str, object]]:
+    """The line with its time and level; a traceback is written down at once, before its frames go on."""
+    line["level"] = method
+    line["timestamp"] = time.time()
+    if "exc_info" in line:
+        line = structlog.processors.format_exc_info(None, method, line)
+    return (line,), {}
+
+
+def _told_time(line: Line) -> Line:
+    time_told = datetime.fromtimestamp(line.pop("timestamp"), UTC).isoformat(timespec="microseconds")
+    return {"time": time_told, "level": line.pop("level"), "event": line.pop("event"), **line}
+
+
+def _json(line: Line) -> str:
+    return orjson.dumps(_told_time(line), default=repr).decode()
+
+
+def _console_renderer() -> Callable[[Line], str]:
+    render = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")
+
+    def console(line: Line) -> str:
+        return str(render(None, "", _told_time(line)))
+
+    return console

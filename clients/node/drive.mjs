@@ -2,10 +2,11 @@
 //
 //   node drive.mjs --address 127.0.0.1:50051 [--await-approval] [--account UUID --engagement UUID] [--user NAME]
 //
+// Without an account and an engagement it works for a tenant of its own making.
 // Prints one line for each thing that it sees; ends with 1 when anything is not as the contract says.
 
 import { randomUUID } from 'node:crypto';
-import { EventEmitter, once } from 'node:events';
+import { EventEmitter } from 'node:events';
 import { parseArgs } from 'node:util';
 
 import { Connection } from './connection.mjs';
@@ -77,22 +78,21 @@ async function work(flowId, { name, requires_approval: requiresApproval }) {
     return;
   }
   console.log(`refused ${await refusal(() => move('COMPLETED'), 'INVALID_PHASE_TRANSITION')}`);
-  const waiting = stateOf(name, 'WAITING_APPROVAL');
-  const approved = stateOf(name, 'COMPLETED'); // listens before the phase is put up, so that no answer is too quick
+  const approved = becomes(name, 'COMPLETED'); // listens before the phase is put up, so that no answer is too quick
   await move('WAITING_APPROVAL', 'mapping is ready to be looked at');
-  await waiting;
   if (options['await-approval']) console.log(`waiting for the approval of ${name}`);
   else await move('COMPLETED', 'looks right');
   await approved;
 }
 
-/** Resolves when the watch sees the phase enter the state. */
-async function stateOf(phase, state) {
-  for (;;) {
-    const [{ to_state: now }] = await once(seen, phase);
-    if (now === `PHASE_STATE_${state}`) return;
-    check(!/FAILED|RETRY_NEEDED|ROLLED_BACK/.test(now), `${phase} is ${now} instead of ${state}`);
-  }
+/** Resolves when the watch sees the phase enter the state; rejects when it sees that it will not. */
+function becomes(phase, state) {
+  return new Promise((resolve, reject) => {
+    seen.on(phase, ({ to_state: now, reason }) => {
+      if (now === `PHASE_STATE_${state}`) resolve();
+      else if (/FAILED|RETRY_NEEDED|ROLLED_BACK/.test(now)) reject(new Error(`${phase} is ${bare(now)} instead of ${state}: ${reason}`));
+    });
+  });
 }
 
 /** The refusal that `call` meets. Throws when there is none, or another than the expected one. */
@@ -110,6 +110,7 @@ async function refusal(call, reason) {
 function text({ kind, [kind]: change }) {
   if (kind === 'created') return `created ${change.type} "${change.display_name}"`;
   if (kind === 'child_started') return `began ${change.type}`;
+  if (kind === 'document') return `${change.document} now ${change.size_bytes} bytes`;
   if (kind !== 'phase') return kind;
   const reason = change.reason && ` (${change.reason})`;
   if (change.from_state === change.to_state) return `${change.phase} ${Math.round(change.to_fraction * 100)} % done${reason}`;

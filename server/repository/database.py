@@ -90,7 +90,7 @@ class Line:
     async def send(self, tenants: Iterable[Tenant], statement: Statement, values: Mapping[str, object]) -> Sequence[Row]:
         """What the statement returns, as a transaction of its own. Raises StoreUnavailable."""
         with translated():
-            if self._connection is None or self._connection.is_closed():
+            if self._connection is None or _lost(self._connection):
                 await self.close()
                 self._connection = await self._database.lend()
             try:
@@ -107,6 +107,13 @@ class Line:
         connection, self._connection = self._connection, None
         if connection is not None:
             await self._database.take_back(connection)
+
+
+def _lost(connection: PoolConnection) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:  # it broke while nobody used it, and the pool took it back by itself
+        return True
 
 
 class Database:
@@ -237,6 +244,8 @@ async def connected(url: str, settings: PoolSettings) -> AsyncIterator[Database]
             timeout=settings.patience,
             max_inactive_connection_lifetime=300.0,
             max_queries=1_000_000,
+            max_cached_statement_lifetime=0,  # the statements are the same for ever
+            max_cacheable_statement_size=0,  # of any size
         )
     database = Database(pool, settings.patience)
     try:

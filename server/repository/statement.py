@@ -28,7 +28,9 @@ class Statement:
         compiled = core.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
         self.text: str = str(compiled)
         self._names: tuple[str, ...] = tuple(compiled.positiontup or ())  # type: ignore[attr-defined]
-        self._preset: dict[str, object] = dict(compiled.params)
+        binds = compiled.binds  # type: ignore[attr-defined]
+        # Without those that wait for a value: one that is forgotten must not become NULL.
+        self._preset: dict[str, object] = {name: value for name, value in compiled.params.items() if not binds[name].required}
 
     def arguments(self, values: Mapping[str, object]) -> list[object]:
         """The values in the order of the text's placeholders; what Core bound itself is filled in."""

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NoReturn
 from urllib.parse import quote, unquote
@@ -289,7 +290,8 @@ def _short_encoded(text: str) -> str:
     return f"{unquote(whole, errors='ignore')}..."
 
 
-def _who(caller: Caller | None) -> dict[str, str]:
+@lru_cache(maxsize=4096)
+def _who(caller: Caller | None) -> Mapping[str, str]:
     if caller is None:
         return {}
     tenant = caller.tenant

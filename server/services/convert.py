@@ -98,7 +98,8 @@ def update(fields: Fields, path: str, given: change_pb2.FlowUpdate) -> ask.Updat
     ]
     if "child_data" in mask:
         documents += [
-            document(f"child_data[{kind[:NAME_LENGTH]}]", data_of(_child(fields, path, kind)), data)
+            # Without a type it would be nobody's document.
+            document(f"child_data[{kind[:NAME_LENGTH]}]", data_of(fields.required(f"{path}.child_data (a key)", kind, 100)), data)
             for kind, data in sorted(given.child_data.items())
         ]
     return ask.UpdateFlow(

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import orjson
 from flowledger.v1 import document_pb2
-from google.protobuf import duration_pb2, json_format
+from google.protobuf import duration_pb2, struct_pb2
 
 from server.statemachine import document
 from server.statemachine.errors import InvalidRequest, Violation
@@ -150,22 +150,37 @@ class Fields:
 
     def _written(self, field: str, given: document_pb2.Document) -> bytes:
         try:
-            found = json_format.MessageToDict(given.struct)
-        except (json_format.SerializeToJsonError, ValueError, RecursionError):
-            self.wrong(f"{field}.struct", "holds a value that JSON cannot (NaN, Infinity, or a Value without a kind)")
+            return orjson.dumps(_members(given.struct))
+        except ValueError as error:
+            self.wrong(f"{field}.struct", str(error))
             return document.EMPTY
-        # A Struct knows doubles only; a whole one is written as people expect it, 3 and not 3.0.
-        return orjson.dumps(_whole(found))
 
 
-def _whole(value: object) -> object:
-    if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) <= 2**53 else value
-    if isinstance(value, dict):
-        return {key: _whole(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_whole(inner) for inner in value]
-    return value
+def _members(struct: struct_pb2.Struct) -> dict[str, object]:
+    return {name: _plain(value) for name, value in struct.fields.items()}
+
+
+def _plain(value: struct_pb2.Value) -> object:
+    """The value as orjson writes it; ValueError for one that JSON does not have. As deep as protobuf reads messages, so not endless."""
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            if not math.isfinite(number):
+                raise ValueError(f"holds {number}, which JSON does not have")
+            # A Struct knows doubles only; a whole one is written as people expect it, 3 and not 3.0.
+            return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case "struct_value":
+            return _members(value.struct_value)
+        case "list_value":
+            return [_plain(inner) for inner in value.list_value.values]
+        case "null_value":
+            return None
+        case _:  # the contract of google.protobuf.Value calls it an error
+            raise ValueError("holds a Value without a kind")
 
 
 def _shown(text: str) -> str:

@@ -43,6 +43,8 @@ _Read = TypeVar("_Read")
 _Response = TypeVar("_Response", bound=Message)
 _SUMMARY, _BASIC, _FULL = flow_pb2.FLOW_VIEW_SUMMARY, flow_pb2.FLOW_VIEW_BASIC, flow_pb2.FLOW_VIEW_FULL
 
+_VIEWS, _FORMS = frozenset(flow_pb2.FlowView.values()), frozenset(document_pb2.DocumentForm.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -374,13 +376,13 @@ def _limited(field: str, limit: int, actual: int) -> None:
 
 
 def _view(fields: Fields, view: flow_pb2.FlowView.ValueType, default: flow_pb2.FlowView.ValueType) -> flow_pb2.FlowView.ValueType:
-    if view not in flow_pb2.FlowView.values():
+    if view not in _VIEWS:
         fields.wrong("view", f"{view} is unknown; one of SUMMARY, BASIC, FULL")
     return view or default
 
 
 def _check_form(fields: Fields, form: document_pb2.DocumentForm.ValueType) -> None:
-    if form not in document_pb2.DocumentForm.values():
+    if form not in _FORMS:
         fields.wrong("form", f"{form} is unknown; one of JSON, STRUCT")
 
 

@@ -32,9 +32,9 @@ class InvalidRequest(FlowError):
     reason = "INVALID_REQUEST"
 
     def __init__(self, violations: Sequence[Violation]) -> None:
-        first = violations[0]
-        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-        super().__init__(f"{first.field}: {first.description}{more}")
+        told = "; ".join(f"{violation.field}: {violation.description}" for violation in violations[:3])
+        more = f" (and {len(violations) - 3} more)" if len(violations) > 3 else ""
+        super().__init__(f"{told}{more}")
         self.violations = tuple(violations)
 
 
