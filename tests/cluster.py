@@ -37,12 +37,12 @@ class Cluster:
 
     def run(self, sql: str, database: str = "postgres") -> None:
         """Run statements as the superuser."""
-        command = [self.bin / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", self.directory, "-U", "postgres", "-d", database]
+        command = [str(self.bin / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", str(self.directory), "-U", "postgres", "-d", database]
         subprocess.run(command, input=sql, text=True, check=True, capture_output=True)
 
     def dump(self, database: str) -> str:
         """The database's schema as `pg_dump -s` tells it."""
-        command = [self.bin / "pg_dump", "-s", "-h", self.directory, "-U", "postgres", "-d", database]
+        command = [str(self.bin / "pg_dump"), "-s", "-h", str(self.directory), "-U", "postgres", "-d", database]
         return subprocess.run(command, text=True, check=True, capture_output=True).stdout
 
 

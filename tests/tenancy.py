@@ -7,12 +7,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import grpc
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status
-
 from flowledger.v1 import flow_pb2
 from flowledger.v1 import flow_service_pb2 as pb
 from flowledger.v1.flow_service_pb2_grpc import FlowServiceStub
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
 
 PATIENCE = 20.0  # seconds that a call may take before the test fails instead of hanging
 
@@ -103,7 +102,7 @@ class Refusal:
     @classmethod
     def of(cls, error: grpc.aio.AioRpcError) -> Refusal:
         """What the error carries."""
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]
         reason, metadata, violations, kinds = "", {}, {}, []
         for detail in status.details if status is not None else ():
             kinds.append(detail.type_url.rpartition(".")[2])

@@ -15,6 +15,7 @@ from examples.discovery.document import DocumentError
 from examples.discovery.inventory import InventoryError
 from examples.discovery.ledger import Caller, CallFailed
 from examples.discovery.mapping import parse_correction
+from examples.discovery.prompt import Prompt
 from examples.discovery.screen import standard_console
 from examples.discovery.session import Session, discover, watch
 from examples.discovery.steps import STEPS
@@ -58,7 +59,7 @@ def main(
         corrections = dict(map(parse_correction, correction or ()))
         assignment = Assignment(csv, as_of.date() if as_of else datetime.now().astimezone().date(), corrections, fail or None, pace)
         session = Session(address, caller, assignment, flow_id, decision_of(yes, reject))
-        asyncio.run(discover(session, console, uuid4, input))
+        asyncio.run(discover(session, console, uuid4, Prompt().line))
     except EXPECTED as error:
         typer.echo(f"discovery: {error}", err=True)
         raise typer.Exit(1) from None

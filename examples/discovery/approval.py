@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -30,12 +29,13 @@ class NobodyToAsk(Exception):
     """The mapping waits for a person and nobody answers here."""
 
 
+Read = Callable[[str], Awaitable[str]]
 Ask = Callable[[FieldMapping], Awaitable[Decision]]
 
 
 def mapping_table(mapping: FieldMapping, console: Console) -> Table:
     """The mapping for people: sure matches green, doubtful ones yellow, columns that are kept as they are dim."""
-    shown = table(console, "Which column is what", "column", "is", ">sure", ">name", ">values", "for example")
+    shown = table(console, "Which column is what", "column", "is", ">sure", ">name", ">values", "~for example")
     for match in mapping.matches:
         style = "dim" if match.field is None else "green" if match.given or match.confidence >= SURE else "yellow"
         label = FIELD_BY_NAME[match.field].label if match.field else "kept as it is"
@@ -58,41 +58,40 @@ def answered(decision: Decision, console: Console) -> Ask:
     return ask
 
 
-def prompted(console: Console, aside: Callable[[], AbstractContextManager[None]], read: Callable[[str], str]) -> Ask:
+def prompted(console: Console, aside: Callable[[], AbstractContextManager[None]], read: Read) -> Ask:
     """An asker that asks a person; ``aside`` makes room on the terminal, ``read`` reads a line and raises EOFError when nobody is there."""
 
     async def ask(mapping: FieldMapping) -> Decision:
         with aside():
             console.print(mapping_table(mapping, console))
-            # In a thread, so that the flow's stream is read on while the person thinks.
-            return await asyncio.to_thread(_decision, mapping, console, read)
+            return await _decision(mapping, console, read)
 
     return ask
 
 
-def _decision(mapping: FieldMapping, console: Console, read: Callable[[str], str]) -> Decision:
+async def _decision(mapping: FieldMapping, console: Console, read: Read) -> Decision:
     doubtful = len(mapping.doubtful)
     if doubtful:
         console.print(f"{doubtful} {'match needs' if doubtful == 1 else 'matches need'} a look (yellow, or below {SURE:.0%}).")
     try:
         while True:
-            answer = read("Approve this mapping? [y]es, [n]o, or a reason why not: ").strip()
+            answer = (await read("Approve this mapping? [y]es, [n]o, or a reason why not: ")).strip()
             if answer.lower() in {"y", "yes"}:
                 return Decision(True, "approved on the command line")
             if not answer:
                 continue
-            reason = read("Why not? ").strip() if answer.lower() in {"n", "no"} else answer
-            return Decision(False, reason or "rejected without a reason", _corrections(mapping, console, read))
+            reason = (await read("Why not? ")).strip() if answer.lower() in {"n", "no"} else answer
+            return Decision(False, reason or "rejected without a reason", await _corrections(mapping, console, read))
     except EOFError:
         raise NobodyToAsk(
             "the mapping waits for approval and nobody answers here: go on with --flow-id and --yes, or --reject REASON"
         ) from None
 
 
-def _corrections(mapping: FieldMapping, console: Console, read: Callable[[str], str]) -> dict[str, str]:
+async def _corrections(mapping: FieldMapping, console: Console, read: Read) -> dict[str, str]:
     corrections: dict[str, str] = {}
     columns = {match.column.lower() for match in mapping.matches}
-    while text := read(f"Correct a column as COLUMN=FIELD ({KEEP} keeps it as it is), or Enter to go on: ").strip():
+    while text := (await read(f"Correct a column as COLUMN=FIELD ({KEEP} keeps it as it is), or Enter to go on: ")).strip():
         try:
             column, name = parse_correction(text)
         except InventoryError as error:

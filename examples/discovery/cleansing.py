@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from examples.discovery.asset import Server
 from examples.discovery.fields import BLANKS, ENVIRONMENTS, FLAGS, HOSTNAME, LIST_SEPARATORS, is_blank, parse_ports
 from examples.discovery.mapping import FieldMapping
 from examples.discovery.operating_system import OperatingSystem, parse_architecture, parse_operating_system
 from examples.discovery.quantity import parse_number, parse_quantity
-from examples.discovery.server import Server
 
 # Sizes without a unit, in a column whose name has none: a typical value below this is GiB, from it on MiB. As a rule no server has
 # 1 TiB of memory, nor 4 GiB of disk.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ from examples.discovery.approval import Decision
 from examples.discovery.inventory import source_of
 from examples.discovery.ledger import Caller
 from examples.discovery.mapping import parse_correction
+from examples.discovery.prompt import Prompt
 from examples.discovery.screen import standard_console
 from examples.discovery.service import ServiceError, running_service
 from examples.discovery.session import Session, discover
@@ -63,16 +63,10 @@ async def _demo(assignment: Assignment, console: Console, decision: Decision | N
     async with running_service() as address:
         console.print(f"It serves on {address}.", style="dim")
         caller = Caller(CLIENT_ACCOUNT_ID, ENGAGEMENT_ID, "demo")
-        await discover(Session(address, caller, assignment, "", decision), console, uuid4, _line)
+        await discover(Session(address, caller, assignment, "", decision), console, uuid4, Prompt().line)
         console.print()
         console.print("Stopping the service ...", style="dim")
     console.print("The service has stopped; nothing was left running and its data is gone.", style="dim")
-
-
-def _line(prompt: str) -> str:
-    if not sys.stdin.isatty():
-        raise EOFError
-    return input(prompt)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from examples.discovery.server import Asset, Server
+from examples.discovery.asset import Asset, Server
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from examples.discovery.asset import Asset, Server
 from examples.discovery.cleansing import CellChange, CellIssue
 from examples.discovery.dependencies import Dependencies
 from examples.discovery.inventory import Source
 from examples.discovery.mapping import FieldMapping
-from examples.discovery.server import Asset, Server
 from examples.discovery.tech_debt import TechDebt
 from examples.discovery.totals import Totals
 

@@ -7,7 +7,9 @@ from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
 
 def event_text(event: event_pb2.FlowEvent) -> str:
     """What one commit did, as one line."""
-    told = [text for change in event.changes if (text := _change(change))]
+    # Phases first: where a line is cut, what a person waits for is still there.
+    ordered = sorted(event.changes, key=lambda change: change.WhichOneof("kind") != "phase")
+    told = [text for change in ordered if (text := _change(change))]
     fallen = " (progress fell)" if event.progress_regressed else ""
     return "; ".join(told) + fallen
 

@@ -125,9 +125,9 @@ def _crossings(crossings: Sequence[Crossing]) -> Iterable[str]:
         kinds = ", ".join(
             f"{guest} on {host}" + (f" ({count})" if len(members) > 1 else "") for (guest, host), count in pairs.most_common(NAMED)
         )
-        first = members[0]
+        first, whose = members[0], "its" if len(members) == 1 else "their"
         yield (
-            f"{len(members):,} virtual {_plural('machine', len(members))} whose {what} is not their host's: {kinds}; "
+            f"{len(members):,} virtual {_plural('machine', len(members))} whose {what} is not {whose} host's: {kinds}; "
             f"for example {first.guest} on {first.host}."
         )
 
@@ -142,8 +142,8 @@ def _cleansing(record: CleansingRecord) -> Iterable[str]:
     if record.issues:
         issue = record.issues[0]
         yield (
-            f"{record.issue_count:,} {_plural('cell', record.issue_count)} or rows need somebody's eye, "
-            f'for example row {issue.row}: {issue.field} "{issue.value}", {issue.problem}.'
+            f"{record.issue_count:,} {'entry needs' if record.issue_count == 1 else 'entries need'} somebody's eye, "
+            f'for example row {issue.row}: {FIELD_BY_NAME[issue.field].label} "{issue.value}", {issue.problem}.'
         )
 
 

@@ -70,15 +70,19 @@ class CallFailed(Exception):
 
 def call_failed(error: aio.AioRpcError) -> CallFailed:
     """``error`` as a sentence, with the reason and the faulty fields that the service sent along."""
-    reason, told = "", [error.details() or "the service gave no reason"]
+    said = error.details() or "the service gave no reason"
+    reason, told = "", [said]
     status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it takes whatever has a code, details and trailers
     for detail in status.details if status else ():
         info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         if detail.Unpack(info):
             reason = info.reason
-            told += [f"{key.replace('_', ' ')}: {value}" for key, value in sorted(info.metadata.items())]
+            more = [(key.replace("_", " "), value) for key, value in sorted(info.metadata.items())]
         elif detail.Unpack(request):
-            told += [f"{violation.field}: {violation.description}" for violation in request.field_violations]
+            more = [(violation.field, violation.description) for violation in request.field_violations]
+        else:
+            more = []
+        told += [f"{name}: {text}" for name, text in more if text not in said]
     label = reason or error.code().name
     return CallFailed(f"{'; '.join(told)} ({label})", reason, error.code())
 

@@ -32,7 +32,7 @@ class Interruption:
         """Raises PhaseFailed the first time that the phase is half done or more."""
         if phase == self._phase and fraction >= 0.5:
             self._phase = None
-            raise PhaseFailed(flow_pb2.FAILURE_CODE_EXTERNAL_SERVICE_ERROR, "the asset database did not answer (asked for with --fail)")
+            raise PhaseFailed(flow_pb2.FAILURE_CODE_EXTERNAL_SERVICE_ERROR, "an external system did not answer (asked for with --fail)")
 
 
 class Progress:

@@ -66,9 +66,7 @@ def _tables(document: DiscoveryDocument, child: flow_pb2.ChildFlow, flow: flow_p
 
 
 def _support(debt: TechDebt, console: Console) -> Table:
-    shown = table(
-        console, f"Support of operating systems on {debt.as_of}", "system", ">servers", ">ends", ">days left", "verdict", "if extended"
-    )
+    shown = table(console, f"Support of operating systems on {debt.as_of}", "system", ">servers", ">ends", ">days", "verdict", "extended")
     for release in debt.releases:
         beyond = str(release.extension_end or "")
         shown.add_row(
@@ -98,42 +96,37 @@ def _sources(debt: TechDebt) -> list[Text]:
 def _capacities(title: str, groups: Sequence[Capacity], console: Console) -> Table:
     shown = table(console, title, "", ">servers", ">CPUs", ">memory", ">disk")
     for group in groups[:SHOWN]:
-        shown.add_row(
-            Text(group.name), f"{group.servers:,}", f"{group.cpu_count:,}", size_text(group.memory_mib), size_text(group.disk_mib)
-        )
+        shown.add_row(Text(group.name), f"{group.servers:,}", f"{group.cpu_count:,}", _size(group.memory_mib), _size(group.disk_mib))
     if len(groups) > SHOWN:
         rest = groups[SHOWN:]
         shown.add_row(
             Text(f"{len(rest)} more", "dim"),
             f"{sum(group.servers for group in rest):,}",
             f"{sum(group.cpu_count for group in rest):,}",
-            size_text(sum(group.memory_mib for group in rest)),
-            size_text(sum(group.disk_mib for group in rest)),
+            _size(sum(group.memory_mib for group in rest)),
+            _size(sum(group.disk_mib for group in rest)),
         )
     return shown
+
+
+def _size(mebibytes: int) -> str:
+    """A sum of sizes; nothing where no server states one."""
+    return size_text(mebibytes) if mebibytes else ""
 
 
 def _hosts(document: DiscoveryDocument, console: Console) -> Table:
     assert document.dependencies
     hosts = document.dependencies.hosts
     shown = table(
-        console,
-        f"Hosts with most guests ({min(SHOWN, len(hosts))} of {len(hosts)})",
-        "host",
-        ">guests",
-        ">CPUs",
-        ">memory",
-        ">disk",
-        "listed",
+        console, f"Hosts with most guests ({min(SHOWN, len(hosts))} of {len(hosts)})", "host", ">guests", ">CPUs", ">memory", ">disk"
     )
     for load in hosts[:SHOWN]:
         shown.add_row(
-            Text(load.host),
+            Text(load.host) if load.listed else Text(f"{load.host} (not listed)", "red"),
             str(len(load.guests)),
             f"{load.guest_cpu_count:,}",
-            size_text(load.guest_memory_mib),
-            size_text(load.guest_disk_mib),
-            "yes" if load.listed else Text("no", "red"),
+            _size(load.guest_memory_mib),
+            _size(load.guest_disk_mib),
         )
     return shown
 
@@ -143,7 +136,7 @@ def _phases(child: flow_pb2.ChildFlow, activity: activity_pb2.Activity, console:
     for entry in activity.entries:  # the newest first
         if entry.kind == activity_pb2.ACTIVITY_KIND_TIMING:
             timings.setdefault(entry.phase, entry)
-    shown = table(console, "How it went", "phase", "state", ">retries", ">took", "result")
+    shown = table(console, "How it went", "phase", "state", ">retries", ">took", "~result")
     for phase in child.phases:
         timing = timings.get(phase.name)
         took = f"{timing.duration.ToTimedelta().total_seconds():.2f} s" if timing else ""

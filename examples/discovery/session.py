@@ -11,7 +11,7 @@ from uuid import UUID
 from flowledger.v1 import flow_pb2
 from rich.console import Console
 
-from examples.discovery.approval import Ask, Decision, answered, prompted
+from examples.discovery.approval import Ask, Decision, Read, answered, prompted
 from examples.discovery.document import patch_json
 from examples.discovery.inventory import source_of
 from examples.discovery.ledger import Caller, Ledger, open_ledger
@@ -33,7 +33,7 @@ class Session:
     decision: Decision | None
 
 
-async def discover(session: Session, console: Console, new_id: Callable[[], UUID], read: Callable[[str], str]) -> str:
+async def discover(session: Session, console: Console, new_id: Callable[[], UUID], read: Read) -> str:
     """The id of the flow, once its discovery is complete and its report is printed.
 
     Raises DiscoveryStopped and NobodyToAsk when a person must act first, CallFailed, InventoryError, DocumentError.
@@ -73,7 +73,7 @@ async def _create(ledger: Ledger, assignment: Assignment) -> str:
     return await ledger.create_flow(f"Discovery of {source.file}"[:200], labels, patch_json({"source": source}))
 
 
-def _asker(decision: Decision | None, console: Console, view: ProgressView, read: Callable[[str], str]) -> Ask:
+def _asker(decision: Decision | None, console: Console, view: ProgressView, read: Read) -> Ask:
     if decision is None:
         return prompted(console, view.aside, read)
     return answered(decision, console)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from flowledger.v1 import flow_pb2
 
+from examples.discovery.asset import Asset, Server, create_assets
 from examples.discovery.cleansing import Cleansing
 from examples.discovery.dependencies import dependencies
 from examples.discovery.document import (
@@ -28,7 +29,6 @@ from examples.discovery.inventory import InventoryError, read_inventory
 from examples.discovery.lifecycle import SupportState
 from examples.discovery.mapping import FieldMapping, map_columns
 from examples.discovery.progress import PhaseFailed, PhaseHalted, Progress
-from examples.discovery.server import Asset, Server, create_assets
 from examples.discovery.tech_debt import tech_debt
 from examples.discovery.totals import totals
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
+from examples.discovery.asset import Asset
 from examples.discovery.lifecycle import SupportState, verdict
 from examples.discovery.operating_system import OperatingSystem
-from examples.discovery.server import Asset
 
 _ORDER = {SupportState.PAST: 0, SupportState.ENDING_SOON: 1, SupportState.UNKNOWN: 2, SupportState.SUPPORTED: 3}
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from examples.discovery.server import Asset
+from examples.discovery.asset import Asset
 
 # This share of the machines that run on no other, with exactly the same CPUs, memory and disk, is a default somebody never changed.
 DEFAULT_SHARE = 0.8

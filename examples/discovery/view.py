@@ -100,6 +100,7 @@ class ProgressView:
     def __init__(self, console: Console, ledger: Ledger, flow_id: str) -> None:
         self._console, self._ledger, self._flow_id = console, ledger, flow_id
         self._picture = FlowPicture()
+        self._live_again = True  # until the stream has ended
         # Not transient: the last picture stays when the report comes below it.
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop") if _moves(console) else None
 
@@ -113,6 +114,7 @@ class ProgressView:
         finally:
             if self._live:
                 self._live.stop()
+            self._live_again = False
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -122,7 +124,7 @@ class ProgressView:
         try:
             yield
         finally:
-            if self._live:
+            if self._live and self._live_again:
                 self._live.start(refresh=True)
 
     async def _responses(self) -> AsyncIterator[flow_service_pb2.WatchFlowResponse]:

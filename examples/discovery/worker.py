@@ -13,7 +13,7 @@ from google.protobuf import duration_pb2
 
 from examples.discovery.approval import Decision
 from examples.discovery.document import Patch, parse_document, patch_json
-from examples.discovery.ledger import CHILD, Caller, Ledger, child_patch, state_patch
+from examples.discovery.ledger import CHILD, Caller, CallFailed, Ledger, child_patch, state_patch
 from examples.discovery.mapping import FieldMapping
 from examples.discovery.progress import Interruption, PhaseFailed, PhaseHalted, Progress, StreamedProgress
 from examples.discovery.steps import STEPS, STREAMED, Outcome, Work, mapping_of
@@ -98,6 +98,9 @@ class Worker:
         begun = clock()
         try:
             outcome = await STEPS[phase.name](await self._work(progress))
+            await progress.close()
+            await self._record(phase.name, outcome, clock() - begun)
+            await self._finish(phase, outcome)
         except PhaseFailed as failed:
             await progress.close()
             await self._failed(phase.name, failed)
@@ -106,9 +109,12 @@ class Worker:
             await progress.close()
             await self._move(phase.name, flow_pb2.PHASE_STATE_RETRY_NEEDED, str(halted))
             raise DiscoveryStopped(str(halted)) from None
-        await progress.close()
-        await self._record(phase.name, outcome, clock() - begun)
-        await self._finish(phase, outcome)
+        except CallFailed as refused:
+            if refused.reason != "LIMIT_EXCEEDED":
+                raise
+            await progress.close()
+            message = f"what was found does not fit into one flow, {refused}: split the inventory, or leave columns out"
+            await self._failed(phase.name, PhaseFailed(flow_pb2.FAILURE_CODE_DATA_VALIDATION_FAILED, message))
 
     async def _begin(self, phase: flow_pb2.Phase) -> None:
         if phase.state == flow_pb2.PHASE_STATE_NOT_STARTED:
