@@ -99,7 +99,7 @@ CREATE TABLE flows (
     CONSTRAINT flows_cancelled_check CHECK (hold <> 'CANCELLED' OR status = 'CANCELLED'),
     CONSTRAINT flows_completed_check CHECK (status <> 'COMPLETED' OR progress = 100),
     CONSTRAINT flows_end_check CHECK ((end_time IS NOT NULL) = (status IN ('COMPLETED', 'FAILED', 'CANCELLED'))),
-    CONSTRAINT flows_totals_check CHECK (array_length(totals, 1) = 7),
+    CONSTRAINT flows_totals_check CHECK (cardinality(totals) = 7),
     CONSTRAINT flows_head_hash_check CHECK (octet_length(head_hash) = 32)
 )
  WITH (fillfactor = 70);

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import UUID as UUIDType
-from sqlalchemy import BigInteger, bindparam, func, select
+from sqlalchemy import func, select
 
 from server.repository import codec
 from server.repository.database import Database
-from server.repository.statement import Statement, gated, mine, same_flow
+from server.repository.gathered import Gathered, wanted
+from server.repository.statement import Statement, gated, same_flow
 from server.repository.tables import events, flows
 from server.statemachine.errors import FlowNotFound, RevisionCompacted, RevisionInFuture
 from server.statemachine.event import Event
@@ -38,22 +37,22 @@ class EventPage:
     delete_time: datetime | None
 
 
-_ID = bindparam("flow_id", type_=UUIDType())
+_wanted = wanted("after", "size")
 _oldest = select(func.min(events.c.revision)).where(*same_flow(events, flows)).correlate(flows).scalar_subquery()
-_SPAN = Statement(
-    gated(select(flows.c.revision, _oldest, flows.c.end_time, flows.c.delete_time).where(*mine(flows), flows.c.flow_id == _ID))
+_page = (
+    select(func.row(events.c.revision, events.c.time, events.c.actor, events.c.body, events.c.hash))
+    .where(*same_flow(events, flows), events.c.revision > _wanted.c.after, events.c.revision <= flows.c.revision)
+    .order_by(events.c.revision)
+    .limit(_wanted.c.size)
+    .correlate(flows, _wanted)
+    .scalar_subquery()
 )
-_PAGE = Statement(
+# One snapshot for all of it: what a page holds and whether the flow had ended are of the same moment.
+_PAGES = Statement(
     gated(
-        select(events.c.revision, events.c.time, events.c.actor, events.c.body, events.c.hash)
-        .where(
-            *mine(events),
-            events.c.flow_id == _ID,
-            events.c.revision > bindparam("after", type_=BigInteger),
-            events.c.revision <= bindparam("head", type_=BigInteger),
+        select(_wanted.c.place, flows.c.revision, _oldest, flows.c.end_time, flows.c.delete_time, func.array(_page)).where(
+            *same_flow(flows, _wanted)
         )
-        .order_by(events.c.revision)
-        .limit(bindparam("size", type_=BigInteger))
     )
 )
 
@@ -62,15 +61,14 @@ class Events:
     """What can be read of a flow's history."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._pages = Gathered(database, _PAGES, _decoded, "after", "size")
 
     async def span(self, tenant: Tenant, flow_id: UUID) -> EventPage:
         """Where the flow's history starts and ends, without events. Raises FlowNotFound."""
-        span = await self._database.read([tenant], _SPAN, _key(tenant, flow_id))
-        if not span:
+        found = await self._pages.get(tenant, flow_id, 0, 0)
+        if found is None:
             raise FlowNotFound(flow_id)
-        head, oldest, end_time, delete_time = span[0]
-        return EventPage((), oldest, head, end_time is not None, delete_time)
+        return found
 
     async def page(self, tenant: Tenant, flow_id: UUID, after: int, size: int) -> EventPage:
         """At most ``size`` events after revision ``after``.
@@ -78,21 +76,17 @@ class Events:
         Raises FlowNotFound; RevisionInFuture when the flow has not come to ``after``; RevisionCompacted when an event right after it is
         no longer kept.
         """
-        span = await self.span(tenant, flow_id)
-        if after > span.head:
-            raise RevisionInFuture(after, span.head)
-        if after + 1 < span.oldest:
-            raise RevisionCompacted(after, span.oldest, span.head)
-        if after == span.head:
-            return span
-        # The head read before bounds the page, so that "ended" and the events tell of the same moment.
-        rows = await self._database.read([tenant], _PAGE, {**_key(tenant, flow_id), "after": after, "head": span.head, "size": size})
-        return replace(span, events=_decoded(rows))
+        found = await self._pages.get(tenant, flow_id, after, size)
+        if found is None:
+            raise FlowNotFound(flow_id)
+        if after > found.head:
+            raise RevisionInFuture(after, found.head)
+        if after + 1 < found.oldest:
+            raise RevisionCompacted(after, found.oldest, found.head)
+        return found
 
 
-def _key(tenant: Tenant, flow_id: UUID) -> dict[str, object]:
-    return {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id, "flow_id": flow_id}
-
-
-def _decoded(rows: Sequence[tuple[int, datetime, str, str, bytes]]) -> tuple[StoredEvent, ...]:
-    return tuple(StoredEvent(codec.event_from_row(revision, time, actor, body), hash_) for revision, time, actor, body, hash_ in rows)
+def _decoded(row: tuple[int, int, int, datetime | None, datetime | None, list[tuple[int, datetime, str, str, bytes]]]) -> EventPage:
+    _, head, oldest, end_time, delete_time, found = row
+    page = tuple(StoredEvent(codec.event_from_row(revision, time, actor, body), link) for revision, time, actor, body, link in found)
+    return EventPage(page, oldest, head, end_time is not None, delete_time)

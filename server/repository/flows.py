@@ -11,26 +11,24 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import orjson
+from sqlalchemy import UUID as UUIDType
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Select,
     Text,
     bindparam,
-    column,
     func,
     select,
     union_all,
 )
-from sqlalchemy import UUID as UUIDType
 
 from server.repository import codec
 from server.repository.database import Database
 from server.repository.document_store import unpacked
 from server.repository.filter import Filter, Order, after, condition, sorting
-from server.repository.gathered import Gathered, Key, key_values
+from server.repository.gathered import Gathered, Key, wanted, wanted_values
 from server.repository.statement import Statement, gated, mine, same_flow
-from server.repository.tables import FLOW_KEY, activity, children, documents, flows
+from server.repository.tables import activity, children, documents, flows
 from server.statemachine.errors import FlowNotFound
 from server.statemachine.graphs import BUILT_IN, JOURNEYS
 from server.statemachine.states import FlowHold, FlowStatus
@@ -103,14 +101,10 @@ def _activity() -> ColumnElement[Any]:
 
 _HEAD_COLUMNS = [*_SUMMARY_COLUMNS, flows.c.hold, flows.c.totals, flows.c.head_hash, _children()]
 
-_keys = (
-    func.unnest(*(bindparam(f"key_{name}", type_=ARRAY(UUIDType())) for name in FLOW_KEY))
-    .table_valued(*(column(name, UUIDType()) for name in FLOW_KEY))
-    .render_derived(name="wanted")
-)
-_SUMMARIES = Statement(gated(select(*_SUMMARY_COLUMNS).where(*same_flow(flows, _keys))))
-_HEADS = Statement(gated(select(*_HEAD_COLUMNS).where(*same_flow(flows, _keys))))
-_RECORDS = Statement(gated(select(*_HEAD_COLUMNS, _documents(), _activity()).where(*same_flow(flows, _keys))))
+_wanted = wanted()
+_SUMMARIES = Statement(gated(select(_wanted.c.place, *_SUMMARY_COLUMNS).where(*same_flow(flows, _wanted))))
+_HEADS = Statement(gated(select(_wanted.c.place, *_HEAD_COLUMNS).where(*same_flow(flows, _wanted))))
+_RECORDS = Statement(gated(select(_wanted.c.place, *_HEAD_COLUMNS, _documents(), _activity()).where(*same_flow(flows, _wanted))))
 _PLACES = Statement(
     gated(
         select(documents.c.body).where(
@@ -122,8 +116,6 @@ _PLACES = Statement(
     )
 )
 
-# Reads of each kind that are out at a time; each keeps a connection.
-LANES = 1
 _Found = TypeVar("_Found")
 
 
@@ -185,8 +177,17 @@ def _head(row: Sequence[Any]) -> Head:
     return Head(flow, head_hash)
 
 
-def _itself(row: Any) -> Any:
-    return row
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """A record whose documents are still packed: large ones are unpacked beside the event loop."""
+
+    head: Head
+    documents: Sequence[tuple[str, str, bytes]]
+    activity: tuple[ActivityEntry, ...]
+
+
+def _halfway(row: Sequence[Any]) -> _Half:
+    return _Half(_head(row[1:]), row[-2], _entries(row[-1]))
 
 
 class Flows:
@@ -194,13 +195,13 @@ class Flows:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._summaries = Gathered(database, _SUMMARIES, _summary, LANES)
-        self._heads = Gathered(database, _HEADS, _head, LANES)
-        self._records = Gathered(database, _RECORDS, _itself, LANES)
+        self._summaries = Gathered(database, _SUMMARIES, lambda row: _summary(row[1:]))
+        self._heads = Gathered(database, _HEADS, lambda row: _head(row[1:]))
+        self._records = Gathered(database, _RECORDS, _halfway)
 
     async def summary(self, tenant: Tenant, flow_id: UUID) -> FlowSummary:
         """The flow's hot row. Raises FlowNotFound."""
-        found = await self._summaries.get((tenant, flow_id))
+        found = await self._summaries.get(tenant, flow_id)
         if found is None:
             raise FlowNotFound(flow_id)
         return found
@@ -211,7 +212,8 @@ class Flows:
 
     async def heads(self, keys: Sequence[Key]) -> dict[Key, Head]:
         """The flows with their children, those that there are."""
-        found = [_head(row) for row in await self._read(_HEADS, keys)]
+        rows = await self._database.read({tenant for tenant, _ in keys}, _HEADS, wanted_values(keys))
+        found = [_head(row[1:]) for row in rows]
         return {(head.flow.tenant, head.flow.flow_id): head for head in found}
 
     async def flows(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[Flow]:
@@ -220,7 +222,7 @@ class Flows:
 
     async def records(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[Record]:
         """The flows with all that belongs to them in the order asked for. Raises FlowNotFound for the first that is missing."""
-        return [await _record(row) for row in await _each(self._records, tenant, flow_ids)]
+        return [await _unpacked(half) for half in await _each(self._records, tenant, flow_ids)]
 
     async def document(self, tenant: Tenant, flow_id: UUID, place: DocumentPlace) -> bytes | None:
         """The stored document; None when there is none."""
@@ -235,13 +237,13 @@ class Flows:
         return (await unpacked([rows[0][0]]))[0] if rows else None
 
     async def page(
-        self, tenant: Tenant, wanted: Filter, order: Order, start: tuple[str | datetime, UUID] | None, size: int, deleted: DeletedFlows
+        self, tenant: Tenant, narrowed: Filter, order: Order, start: tuple[str | datetime, UUID] | None, size: int, deleted: DeletedFlows
     ) -> list[FlowSummary]:
         """At most ``size`` flows that match, in order, after ``start`` (the order's column and the id of the last one seen)."""
         query: Select[Any] = select(*_SUMMARY_COLUMNS).where(
             flows.c.client_account_id == tenant.client_account_id,
             flows.c.engagement_id == tenant.engagement_id,
-            condition(wanted, flows),
+            condition(narrowed, flows),
         )
         if deleted is DeletedFlows.HIDDEN:
             query = query.where(flows.c.delete_time.is_(None))
@@ -251,26 +253,22 @@ class Flows:
         rows = await self._database.read([tenant], Statement(gated(query)), {})
         return [_summary(row) for row in rows]
 
-    async def _read(self, statement: Statement, keys: Sequence[Key]) -> Sequence[Any]:
-        return await self._database.read({tenant for tenant, _ in keys}, statement, key_values(keys))
-
 
 async def _each(reads: Gathered[_Found], tenant: Tenant, flow_ids: Sequence[UUID]) -> list[_Found]:
     if len(flow_ids) == 1:
-        found = [await reads.get((tenant, flow_ids[0]))]
+        found = [await reads.get(tenant, flow_ids[0])]
     else:
-        found = await asyncio.gather(*(reads.get((tenant, flow_id)) for flow_id in flow_ids))
+        found = await asyncio.gather(*(reads.get(tenant, flow_id) for flow_id in flow_ids))
     for flow_id, one in zip(flow_ids, found, strict=True):
         if one is None:
             raise FlowNotFound(flow_id)
     return [one for one in found if one is not None]
 
 
-async def _record(row: Any) -> Record:
-    bodies, entries = row[-2], row[-1]
-    texts = await unpacked([body for _, _, body in bodies])
-    places = [DocumentPlace(name, child_type) for name, child_type, _ in bodies]
-    return Record(_head(row), dict(zip(places, texts, strict=True)), _entries(entries))
+async def _unpacked(half: _Half) -> Record:
+    texts = await unpacked([body for _, _, body in half.documents])
+    places = [DocumentPlace(name, child_type) for name, child_type, _ in half.documents]
+    return Record(half.head, dict(zip(places, texts, strict=True)), half.activity)
 
 
 def _entries(rows: Iterable[Sequence[Any]]) -> tuple[ActivityEntry, ...]:

@@ -10,11 +10,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from server.repository.database import Database, translated
+from server.repository.database import UNAVAILABLE, Database, translated
+from server.statemachine.errors import StoreUnavailable
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 # Any number, the same in every process: two that migrate at once go one after the other.
@@ -80,12 +81,19 @@ async def _alone(url: str, run: Callable[[Connection], None]) -> tuple[str | Non
                 await connection.run_sync(run)
                 await connection.commit()
                 return before, await connection.run_sync(_version)
-    except ProgrammingError as error:
-        if isinstance(getattr(error.orig, "__cause__", None), asyncpg.InsufficientPrivilegeError):
+    except DBAPIError as error:  # SQLAlchemy's wrapping of the driver's error, which ``translated`` does not see
+        cause = getattr(error.orig, "__cause__", None)
+        if isinstance(cause, asyncpg.InsufficientPrivilegeError):
             raise SchemaError(
                 "the role in FLOWLEDGER_OWNER_DATABASE_URL may not change the schema: it must own the database, and be allowed to create "
                 "the role flowledger_service (or somebody else creates that role first)"
             ) from error
+        if isinstance(cause, asyncpg.LockNotAvailableError):
+            raise StoreUnavailable(
+                f"a table was in use for longer than {_LOCK_TIMEOUT}, nothing was changed: run this again when fewer transactions are open"
+            ) from error
+        if isinstance(cause, UNAVAILABLE):
+            raise StoreUnavailable("PostgreSQL went away: run this again, a migration is done in full or not at all") from error
         raise
     finally:
         await engine.dispose()
@@ -100,7 +108,13 @@ def _version(connection: Connection) -> str | None:
 
 async def check(database: Database) -> None:
     """Raises SchemaError unless the database has the schema that this code is written for, and row level security binds the service."""
-    found, wanted = await database.schema_version(), newest()
+    try:
+        found, wanted = await database.schema_version(), newest()
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise SchemaError(
+            "the role that the service connects as may not read the schema: connect as a member of flowledger_service, or set "
+            "FLOWLEDGER_DATABASE_ROLE=flowledger_service"
+        ) from error
     if found is None:
         raise SchemaError("the database has no Flowledger schema: run `flowledger migrate`")
     if found != wanted:

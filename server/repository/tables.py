@@ -88,7 +88,8 @@ flows = Table(
     CheckConstraint("hold <> 'CANCELLED' OR status = 'CANCELLED'", name="flows_cancelled_check"),
     CheckConstraint("status <> 'COMPLETED' OR progress = 100", name="flows_completed_check"),
     CheckConstraint("(end_time IS NOT NULL) = (status IN ('COMPLETED', 'FAILED', 'CANCELLED'))", name="flows_end_check"),
-    CheckConstraint(f"array_length(totals, 1) = {len(ActivityKind)}", name="flows_totals_check"),
+    # Not array_length: of an empty array that is NULL, and NULL passes.
+    CheckConstraint(f"cardinality(totals) = {len(ActivityKind)}", name="flows_totals_check"),
     CheckConstraint(f"octet_length(head_hash) = {HASH_BYTES}", name="flows_head_hash_check"),
     # The order of ListFlows: a column that never changes, so that updates stay HOT.
     Index("flows_create_time_idx", *TENANT_KEY, "create_time", "flow_id"),

@@ -230,7 +230,7 @@ class FlowService:
             head_revision=page.head,
         )
 
-    async def WatchFlow(self, request: pb.WatchFlowRequest, caller: Caller) -> AsyncIterator[pb.WatchFlowResponse]:
+    async def WatchFlow(self, request: pb.WatchFlowRequest, caller: Caller) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
         """The flow's progress until it ends."""
         async for message in self._watches.watch(request, caller, Fields(self._limits)):
             yield message

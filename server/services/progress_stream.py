@@ -33,43 +33,45 @@ class ProgressStream:
     ) -> None:
         self._commits, self._now, self._new_id, self._caller, self._limits = commits, now, new_id, caller, limits
         self._waiting: dict[_Place, tuple[int, ReportProgress]] = {}
+        self._flow_id: UUID | None = None  # of the last report
         self._last: Committed | None = None
         self._committed = 0
 
     async def run(self, requests: AsyncIterator[pb.StreamProgressRequest]) -> pb.StreamProgressResponse:
         """The counts, once the caller has closed its side and everything is on disk."""
-        received = 0
-        flow_id: UUID | None = None
-        sending: asyncio.Task[None] | None = None
         try:
-            async for request in requests:
-                flow_id, report = self._read(request, flow_id, received)
-                self._merge((flow_id, report.child_type, report.phase), received, report)
-                received += 1
-                if sending is not None and sending.done():
-                    sending.result()  # a refused report ends the stream
-                    sending = None
-                if sending is None:
-                    sending = asyncio.create_task(self._send())
-                elif len(self._waiting) >= WAITING_PHASES:
-                    await sending
-            if sending is not None:
-                await sending
-        except FlowError as error:
-            if sending is not None and not sending.done():
-                await sending  # what was accepted before the faulty report is kept
-            raise error
-        finally:
-            if sending is not None:
-                sending.cancel()
+            async with asyncio.TaskGroup() as group:  # a refused commit ends the reading, also of a caller that says no more
+                received = await self._take(requests, group)
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         if self._last is None:
             raise invalid("progress", "is required: the stream held no report")
         return pb.StreamProgressResponse(
             flow=convert.summarized(self._last.summary), received_count=received, committed_count=self._committed
         )
 
-    def _read(self, request: pb.StreamProgressRequest, flow_id: UUID | None, at: int) -> tuple[UUID, ReportProgress]:
+    async def _take(self, requests: AsyncIterator[pb.StreamProgressRequest], group: asyncio.TaskGroup) -> int:
+        """How many reports came; the commits are tasks of ``group``."""
+        received = 0
+        sending: asyncio.Task[None] | None = None
+        async for request in requests:
+            try:
+                flow_id, report = self._read(request, received)
+            except FlowError:
+                if sending is not None:
+                    await sending  # what was accepted before the faulty report is kept
+                raise
+            self._merge((flow_id, report.child_type, report.phase), received, report)
+            received += 1
+            if sending is None or sending.done():
+                sending = group.create_task(self._send())
+            elif len(self._waiting) >= WAITING_PHASES:
+                await sending
+        return received
+
+    def _read(self, request: pb.StreamProgressRequest, at: int) -> tuple[UUID, ReportProgress]:
         fields = Fields(self._limits)
+        flow_id = self._flow_id
         if request.flow_id or flow_id is None:
             flow_id = fields.uuid("flow_id", request.flow_id)
         report = convert.progress(fields, "progress", request.progress)
@@ -78,12 +80,15 @@ class ProgressStream:
         except FlowError as error:
             error.metadata["report_index"] = str(at)
             raise
+        self._flow_id = flow_id
         return flow_id, report
 
     def _merge(self, place: _Place, at: int, report: ReportProgress) -> None:
-        earlier = self._waiting.pop(place, None)
-        if earlier is not None and not report.message:
-            report = ReportProgress(report.phase, report.fraction, report.child_type, earlier[1].message)
+        earlier = self._waiting.get(place)
+        if earlier is not None:
+            at = earlier[0]  # what refuses the merged report would have refused its first one
+            if not report.message:
+                report = ReportProgress(report.phase, report.fraction, report.child_type, earlier[1].message)
         self._waiting[place] = at, report
 
     async def _send(self) -> None:
@@ -105,7 +110,10 @@ class ProgressStream:
         except FlowError as error:
             at = int(error.metadata.pop("change_index", "0"))
             error.metadata["report_index"] = str(reports[at][0])
+            if at:
+                await self._commit(flow_id, reports[:at])  # what was accepted before the refused report is kept
             raise
         assert not isinstance(found, Answered)  # no request id, no earlier answer
         self._committed += 1
-        self._last = found
+        if flow_id == self._flow_id:  # the last report's own commit comes after it, so this ends as the flow of the last report
+            self._last = found

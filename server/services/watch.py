@@ -10,7 +10,7 @@ from uuid import UUID
 
 from flowledger.v1 import flow_service_pb2 as pb
 
-from server.repository.events import EventPage, Events
+from server.repository.events import EventPage, Events, StoredEvent
 from server.repository.flows import Flows
 from server.services import convert
 from server.services.caller import Caller
@@ -20,6 +20,7 @@ from server.statemachine.values import Flow, Tenant
 from server.wakeups import LocalWakeups
 
 PAGE = 100
+TOLD = 1024  # events that are kept as they were sent, for other watchers of the same flow
 HEARTBEAT_LEAST, HEARTBEAT_MOST = timedelta(seconds=1), timedelta(minutes=5)
 
 
@@ -39,18 +40,31 @@ class Watches:
     def __init__(self, flows: Flows, events: Events, wakeups: LocalWakeups, now: Callable[[], datetime], settings: WatchSettings) -> None:
         self._flows, self._events, self._wakeups, self._now, self._settings = flows, events, wakeups, now, settings
         self._draining = False
+        self._told: dict[tuple[Tenant, UUID, int], bytes] = {}
 
     def drain(self) -> None:
         """End every watch, resumably."""
         self._draining = True
         self._wakeups.ring_all()
 
-    async def watch(self, request: pb.WatchFlowRequest, caller: Caller, fields: Fields) -> AsyncIterator[pb.WatchFlowResponse]:
+    async def watch(self, request: pb.WatchFlowRequest, caller: Caller, fields: Fields) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
         """The flow's messages, in order, until it ends."""
         watch = self._watch(request, caller.tenant, fields)
         with self._wakeups.hear((caller.tenant, watch.flow_id)) as moved:
             async for message in watch.messages(moved):
                 yield message
+
+    def told(self, tenant: Tenant, flow_id: UUID, stored: StoredEvent) -> bytes:
+        """The event as it is sent: written once, however many watch the flow."""
+        place = tenant, flow_id, stored.event.revision
+        found = self._told.get(place)
+        if found is None:
+            event = convert.event(str(flow_id), stored.event, stored.hash)
+            found = pb.WatchFlowResponse(revision=stored.event.revision, event=event).SerializeToString()
+            self._told[place] = found
+            if len(self._told) > TOLD:
+                del self._told[next(iter(self._told))]
+        return found
 
     def _watch(self, request: pb.WatchFlowRequest, tenant: Tenant, fields: Fields) -> _Watch:
         flow_id = fields.uuid("flow_id", request.flow_id)
@@ -88,7 +102,7 @@ class _Watch:
         self._latest_only = delivery == pb.WATCH_DELIVERY_LATEST_ONLY
         self._heartbeat = heartbeat
 
-    async def messages(self, moved: asyncio.Event) -> AsyncIterator[pb.WatchFlowResponse]:
+    async def messages(self, moved: asyncio.Event) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
         """Reads after the position, sends, and waits for the next hint, the next poll or the next heartbeat."""
         settings = self._all._settings
         loop = asyncio.get_running_loop()
@@ -117,7 +131,7 @@ class _Watch:
             except TimeoutError:
                 pass  # the floor under lost hints: look anyway
 
-    async def _opening(self) -> AsyncIterator[pb.WatchFlowResponse]:
+    async def _opening(self) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
         if self._start == pb.WATCH_START_SNAPSHOT:
             yield self._snapshot(await self._flow(), skipped=0)
         elif self._start == pb.WATCH_START_NOW:
@@ -134,7 +148,7 @@ class _Watch:
             return await self._all._events.span(self._tenant, self.flow_id)
         return await self._all._events.page(self._tenant, self.flow_id, self._position, PAGE)
 
-    async def _told(self, page: EventPage) -> AsyncIterator[pb.WatchFlowResponse]:
+    async def _told(self, page: EventPage) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
         if self._latest_only:
             if page.head > self._position:
                 flow = await self._flow()
@@ -142,8 +156,7 @@ class _Watch:
             return
         for stored in page.events:
             self._position = stored.event.revision
-            event = convert.event(str(self.flow_id), stored.event, stored.hash)
-            yield pb.WatchFlowResponse(revision=self._position, event=event)
+            yield self._all.told(self._tenant, self.flow_id, stored)
 
     async def _flow(self) -> Flow:
         return (await self._all._flows.flows(self._tenant, [self.flow_id]))[0]
