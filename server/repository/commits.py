@@ -257,15 +257,20 @@ class Commits:
                 plans[key] = _birth_plan(group[0])
                 continue
             head = self._heads.get(key)
-            plan = None if head is None else await self._plan(head, group)
+            # One that merges documents is read anyway, and then rather as a whole.
+            plan = None if head is None or _merges(group) else _applied(head, group, {})
             if plan is None or plan.refused:
                 doubtful.append(key)
             else:
                 plans[key] = plan
-        if doubtful:
-            known = await self._flows.heads(doubtful)
-            for key in doubtful:
-                plans[key] = await self._plan_certain(key, known.get(key), groups[key])
+        read = await asyncio.gather(*(self._flows.head(*key) for key in doubtful), return_exceptions=True)
+        for key, found in zip(doubtful, read, strict=True):
+            try:
+                if isinstance(found, BaseException):
+                    raise found
+                plans[key] = await self._plan_certain(key, found, groups[key])
+            except Exception as error:  # noqa: BLE001 - one flow that cannot be read, or has no rule for its state, fails alone
+                self._failed(groups[key], error)
         idle = [plan for plan in plans.values() if not plan.steps]
         await self._refuse([pair for plan in idle for pair in plan.refused])
         return plans
@@ -279,7 +284,7 @@ class Commits:
         return await self._plan(head, group)
 
     async def _plan(self, head: Head, group: Sequence[_Waiting]) -> _Plan:
-        places = merged_places(change for waiting in group for change in waiting.asked.changes)
+        places = _merges(group)
         stored: dict[DocumentPlace, bytes] = {}
         for place in places:
             text = await self._flows.document(head.flow.tenant, head.flow.flow_id, place)
@@ -399,6 +404,10 @@ def _keys(waiting: _Waiting) -> tuple[object, ...]:
     if request is None:
         return (waiting.asked.key,)
     return waiting.asked.key, (waiting.asked.tenant, "request", request.request_id)
+
+
+def _merges(group: Iterable[_Waiting]) -> list[DocumentPlace]:
+    return merged_places(change for waiting in group for change in waiting.asked.changes)
 
 
 def _request_row(place: int, request: Request, results: Sequence[Committed], now: datetime) -> Row:

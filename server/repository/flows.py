@@ -216,6 +216,10 @@ class Flows:
         found = [_head(row[1:]) for row in rows]
         return {(head.flow.tenant, head.flow.flow_id): head for head in found}
 
+    async def head(self, tenant: Tenant, flow_id: UUID) -> Head | None:
+        """The flow with its children; None when there is none."""
+        return await self._heads.get(tenant, flow_id)
+
     async def flows(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[Flow]:
         """The flows with their children in the order asked for. Raises FlowNotFound for the first that is missing."""
         return [head.flow for head in await _each(self._heads, tenant, flow_ids)]
