@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.statemachine.graphs import JOURNEYS
-from server.statemachine.states import IN_PROGRESS_FULL, NOT_BEGUN, STATE_WEIGHTS, TERMINAL, FlowHold, FlowStatus, PhaseState
+from server.statemachine.states import IN_PROGRESS_FULL, NOT_BEGUN, STATE_WEIGHTS, FlowHold, FlowStatus, PhaseState
 from server.statemachine.values import ChildFlow, Flow, FlowSummary, Phase
 
 HOLD_STATUS = {
@@ -73,32 +73,37 @@ def child_status(child: ChildFlow, hold: FlowHold) -> FlowStatus:
 
 def current_child(flow: Flow) -> ChildFlow | None:
     """The child that gives the flow its status: the foremost of those not completed, else the last; None without children."""
-    best, best_rank = None, len(MASTER_ORDER)
+    return _leading(flow)[0]
+
+
+def _leading(flow: Flow) -> tuple[ChildFlow | None, FlowStatus | None]:
+    """The current child and its status when nothing holds the flow; that is COMPLETED only when every child's is."""
+    best: ChildFlow | None = None
+    best_status: FlowStatus | None = None
+    best_rank = len(MASTER_ORDER)
     for child in flow.children:
         status = child_status(child, FlowHold.NONE)
+        if status is FlowStatus.COMPLETED:
+            if best_rank == len(MASTER_ORDER):
+                best, best_status = child, status
         # Only a smaller rank wins, so that the first of equals stays: children are in the journey's order.
-        if status is not FlowStatus.COMPLETED and (rank := _RANK[status]) < best_rank:
-            best, best_rank = child, rank
-    return best or (flow.children[-1] if flow.children else None)
-
-
-def journey_completed(flow: Flow) -> bool:
-    """Whether every domain of the journey has a child and every child is complete."""
-    return len(flow.children) == len(JOURNEYS[flow.type]) and all(child_completed(child) for child in flow.children)
+        elif (rank := _RANK[status]) < best_rank:
+            best, best_status, best_rank = child, status, rank
+    return best, best_status
 
 
 def flow_status(flow: Flow) -> FlowStatus:
     """The master's status: a command's, else that of the child under way; ACTIVE between two domains."""
-    return _status(flow, current_child(flow))
+    return _status(flow, *_leading(flow))
 
 
-def _status(flow: Flow, child: ChildFlow | None) -> FlowStatus:
-    if journey_completed(flow):
+def _status(flow: Flow, child: ChildFlow | None, unheld: FlowStatus | None) -> FlowStatus:
+    if unheld is FlowStatus.COMPLETED and len(flow.children) == len(JOURNEYS[flow.type]):
         return FlowStatus.COMPLETED
     if held := HOLD_STATUS.get(flow.hold):
         return held
-    if child is not None and (status := child_status(child, flow.hold)) is not FlowStatus.COMPLETED:
-        return status
+    if child is not None and unheld is not None and unheld is not FlowStatus.COMPLETED:
+        return unheld if flow.hold is FlowHold.NONE else child_status(child, flow.hold)
     if flow.hold is FlowHold.RECOVERING:
         return FlowStatus.ERROR_RECOVERY
     return FlowStatus.INITIALIZED if child is None else FlowStatus.ACTIVE
@@ -107,11 +112,6 @@ def _status(flow: Flow, child: ChildFlow | None) -> FlowStatus:
 def flow_progress(flow: Flow) -> float:
     """The master's progress, 0 to 100: every domain of the journey has the same share."""
     return round(sum(child_progress(child) for child in flow.children) / len(JOURNEYS[flow.type]), 4)
-
-
-def flow_ended(flow: Flow) -> bool:
-    """Whether the flow is in a terminal status."""
-    return flow_status(flow) in TERMINAL
 
 
 def current_phases(flow: Flow) -> tuple[str, ...]:
@@ -127,14 +127,14 @@ def _under_way(child: ChildFlow | None) -> tuple[str, ...]:
 
 def summary(flow: Flow) -> FlowSummary:
     """What lists and answers show of the flow."""
-    child = current_child(flow)
+    child, unheld = _leading(flow)
     return FlowSummary(
         flow.tenant,
         flow.flow_id,
         flow.type,
         flow.display_name,
         flow.revision,
-        _status(flow, child),
+        _status(flow, child, unheld),
         flow_progress(flow),
         "" if child is None else child.type,
         _under_way(child),

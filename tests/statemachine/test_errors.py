@@ -62,8 +62,13 @@ def test_an_error_has_a_reason_a_sentence_and_metadata(error: e.FlowError, reaso
 
 def test_all_faulty_fields_are_named_at_once() -> None:
     error = e.InvalidRequest([e.Violation("page_size", "is negative"), e.Violation("filter", "is too long")])
-    assert str(error) == "page_size: is negative (and 1 more)"
+    assert str(error) == "page_size: is negative; filter: is too long"
     assert [violation.field for violation in error.violations] == ["page_size", "filter"]
+
+
+def test_of_many_faulty_fields_the_sentence_names_three_and_counts_the_rest() -> None:
+    error = e.InvalidRequest([e.Violation(f"f{number}", "is wrong") for number in range(5)])
+    assert str(error) == "f0: is wrong; f1: is wrong; f2: is wrong (and 2 more)"
 
 
 def test_a_lost_race_tells_both_revisions() -> None:

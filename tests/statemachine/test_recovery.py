@@ -22,7 +22,7 @@ from server.statemachine.change import (
     UndeleteFlow,
 )
 from server.statemachine.definition import PhaseDefinition
-from server.statemachine.derivation import journey_completed
+from server.statemachine.derivation import flow_status
 from server.statemachine.errors import FlowError
 from server.statemachine.flow import apply, new_child
 from server.statemachine.graphs import ASSESSMENT
@@ -224,7 +224,9 @@ def flows(draw: st.DrawFn) -> Flow:
         for child in story.flow.children
     )
     flow = replace(story.flow, children=children)
-    holds = [FlowHold.NONE] if journey_completed(flow) else [FlowHold.NONE] * 4 + list(FlowHold)  # a completed flow takes no command
+    holds = (
+        [FlowHold.NONE] if flow_status(flow) is FlowStatus.COMPLETED else [FlowHold.NONE] * 4 + list(FlowHold)
+    )  # a completed flow takes no command
     return replace(
         flow,
         hold=draw(st.sampled_from(holds)),
