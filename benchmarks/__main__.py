@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from benchmarks.machine import machine
 from benchmarks.mutation import NAMES as MUTATION_NAMES
 from benchmarks.mutation import mutation
 from benchmarks.postgres import Postgres, private_postgres
+from benchmarks.processor import others
 from benchmarks.ratios import judge
 from benchmarks.report import Run, record, show
 from benchmarks.rounds import alternate
@@ -104,10 +106,11 @@ async def _run(plan: Plan, console: Console) -> Run:
         if not wanted:
             known = ", ".join(dict.fromkeys(measure.name for measure in measures))
             raise typer.BadParameter(f"that leaves no measure; the stages {', '.join(plan.stages)} have: {known}")
-        results = await alternate(wanted, plan.rounds, plan.seconds, heard)
+        with others({"harness": os.getpid(), "postgres": postgres.pid}) as found:
+            results = await alternate(wanted, plan.rounds, plan.seconds, heard)
         everything = set(plan.stages) >= set(DEFAULT) and not (plan.only or plan.concurrencies)
         judged = [one for one in judge(results) if everything or one.actual is not None]
-        return Run(datetime.now(UTC), plan.rounds, plan.seconds, await machine(postgres), results, judged)
+        return Run(datetime.now(UTC), plan.rounds, plan.seconds, await machine(postgres, found), results, judged)
 
 
 def main(
@@ -123,6 +126,9 @@ def main(
     """Measures the service and its ceilings on this machine, in alternating rounds."""
     console = Console(width=160)
     plan = Plan(tuple(stage or DEFAULT), tuple(only or ()), tuple(concurrency or ()), rounds, seconds, langgraph_python, flows)
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        console.print(f"[yellow]something else is running: the load average is {load:.1f}; these figures will be noisy[/yellow]")
     run = uvloop.run(_run(plan, console))
     show(run, console)
     if name is not None:

@@ -23,7 +23,7 @@ from server.settings import Settings
 NAMES = ("echo", "bare fan-out")
 PATH = "/bench.Echo/Say"
 BODY = message(bytes(range(256)) * 8)  # 2 KiB
-EVENT = message(bytes(range(256)) + bytes(100))  # about the size of a progress event
+EVENT = message(bytes(190))  # the size of a WatchFlowResponse with the event of a progress report
 
 
 class Same(Requests):
@@ -40,21 +40,30 @@ class Same(Requests):
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
-class _Echo:
+class Echo:
     """Say answers with what it is told; Publish hands it to everyone who listens."""
 
     def __init__(self) -> None:
         self._listeners: set[asyncio.Queue[bytes]] = set()
 
-    async def say(self, request: bytes, context: Context) -> bytes:  # noqa: ARG002 - grpc's signature
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Its methods, for a server."""
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "Say": grpc.unary_unary_rpc_method_handler(self._say),
+            "Publish": grpc.unary_unary_rpc_method_handler(self._publish),
+            "Listen": grpc.unary_stream_rpc_method_handler(self._listen),
+        }
+        return grpc.method_handlers_generic_handler("bench.Echo", methods)
+
+    async def _say(self, request: bytes, context: Context) -> bytes:  # noqa: ARG002 - grpc's signature
         return request
 
-    async def publish(self, request: bytes, context: Context) -> bytes:  # noqa: ARG002 - grpc's signature
+    async def _publish(self, request: bytes, context: Context) -> bytes:  # noqa: ARG002 - grpc's signature
         for listener in self._listeners:
             listener.put_nowait(request)
         return b""
 
-    async def listen(self, request: bytes, context: Context) -> AsyncIterator[bytes]:  # noqa: ARG002 - grpc's signature
+    async def _listen(self, request: bytes, context: Context) -> AsyncIterator[bytes]:  # noqa: ARG002 - grpc's signature
         mine: asyncio.Queue[bytes] = asyncio.Queue()
         self._listeners.add(mine)
         try:
@@ -68,13 +77,7 @@ class _Echo:
 async def serve() -> None:
     """Answers until it is terminated; prints its port first."""
     server = grpc.aio.server(options=channel_options(Settings.read()))
-    echoing = _Echo()
-    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        "Say": grpc.unary_unary_rpc_method_handler(echoing.say),
-        "Publish": grpc.unary_unary_rpc_method_handler(echoing.publish),
-        "Listen": grpc.unary_stream_rpc_method_handler(echoing.listen),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", methods),))
+    server.add_generic_rpc_handlers((Echo().handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(port, flush=True)

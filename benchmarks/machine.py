@@ -9,13 +9,17 @@ from importlib.metadata import version
 import psutil
 
 from benchmarks.postgres import Postgres
+from benchmarks.processor import Others
 
 _PACKAGES = ("grpcio", "protobuf", "asyncpg", "SQLAlchemy", "uvloop", "orjson")
 _SETTINGS = ("fsync", "synchronous_commit", "shared_buffers")
 
 
-async def machine(postgres: Postgres) -> dict[str, str]:
-    """Versions, processors, memory, kernel and PostgreSQL's durability settings, by name."""
+async def machine(postgres: Postgres, found: Others) -> dict[str, str]:
+    """Versions, processors, memory, kernel and PostgreSQL's durability settings, by name.
+
+    ``found`` is what else kept the processors busy during the run.
+    """
     connection = await postgres.connect()
     try:
         settings = [f"{name}={await connection.fetchval('SELECT current_setting($1)', name)}" for name in _SETTINGS]
@@ -30,5 +34,6 @@ async def machine(postgres: Postgres) -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "kernel": platform.release(),
         "architecture": platform.machine(),
-        "load average": f"{os.getloadavg()[0]:.1f} over the last minute",
+        "other processes": f"{found.used:.0%} of the processors",
+        "hypervisor": f"{found.stolen:.0%}",
     }

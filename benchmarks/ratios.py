@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Literal
 
 from benchmarks.sample import Result
@@ -25,10 +26,15 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A ratio and what this run says of it; ``actual`` is None when a measure that it needs did not run."""
+    """A ratio and what each round of this run says of it; there are no rounds when a measure that it needs did not run."""
 
     ratio: Ratio
-    actual: float | None
+    rounds: tuple[float, ...]
+
+    @property
+    def actual(self) -> float | None:
+        """The median of the rounds, each compared within itself; None when it was not measured."""
+        return median(self.rounds) if self.rounds else None
 
     @property
     def reached(self) -> bool | None:
@@ -75,5 +81,8 @@ RATIOS: tuple[Ratio, ...] = (
 
 def judge(results: Sequence[Result], ratios: Sequence[Ratio] = RATIOS) -> list[Judged]:
     """What the results say of each ratio."""
-    found = {(result.name, result.concurrency): result for result in results}
-    return [Judged(ratio, ratio.figure(found) if all(key in found for key in ratio.needs) else None) for ratio in ratios]
+    rounds = [
+        {(result.name, result.concurrency): replace(result, samples=(sample,)) for result, sample in zip(results, samples, strict=True)}
+        for samples in zip(*(result.samples for result in results), strict=True)
+    ]
+    return [Judged(ratio, tuple(ratio.figure(found) for found in rounds if all(key in found for key in ratio.needs))) for ratio in ratios]

@@ -16,7 +16,7 @@ from benchmarks.ratios import Judged
 from benchmarks.sample import Result
 
 _COLUMNS = ("measure", "callers", "per second", "lowest", "highest", "p50 ms", "p99 ms", "CPU a call, us")
-_RATIO_COLUMNS = ("ratio", "actual", "required", "reached")
+_RATIO_COLUMNS = ("ratio", "actual", "of the rounds", "required", "reached")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,11 @@ def show(run: Run, console: Console) -> None:
     for row in _measure_rows(run):
         measures.add_row(*row)
     console.print(measures)
+    console.print(", ".join(f"{what} {value}" for what, value in run.machine.items()), style="dim")
     if run.judged:
         ratios = Table(*_RATIO_COLUMNS)
         for row in _ratio_rows(run):
-            ratios.add_row(*row, style={"yes": "green", "NO": "red"}.get(row[3], "dim"))
+            ratios.add_row(*row, style={"yes": "green", "NO": "red"}.get(row[-1], "dim"))
         console.print(ratios)
 
 
@@ -81,6 +82,7 @@ def _ratio_rows(run: Run) -> list[tuple[str, ...]]:
         (
             judged.ratio.text,
             "not measured" if judged.actual is None else f"{judged.actual:.2f}{judged.ratio.unit}",
+            f"{min(judged.rounds):.2f} to {max(judged.rounds):.2f}" if judged.rounds else "",
             f"{judged.ratio.bound} {judged.ratio.required:g}{judged.ratio.unit}",
             {True: "yes", False: "NO", None: ""}[judged.reached],
         )
@@ -110,6 +112,7 @@ def _plain(run: Run) -> dict[str, object]:
             {
                 "ratio": judged.ratio.text,
                 "actual": None if judged.actual is None else round(judged.actual, 3),
+                "rounds": [round(figure, 3) for figure in judged.rounds],
                 "bound": judged.ratio.bound,
                 "required": judged.ratio.required,
                 "reached": judged.reached,

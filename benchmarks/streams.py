@@ -16,6 +16,8 @@ from benchmarks.sample import Measure, Sample
 from benchmarks.service import Service
 from benchmarks.wire import OK, Connection, connect, message
 
+PATIENCE = 120.0  # seconds: gRPC lets a sender run far ahead, and all of it is read before the answer
+
 
 def stream_measure(service: Service) -> Measure:
     """The measure ``stream_progress``: each round streams to another flow."""
@@ -49,7 +51,7 @@ async def _stream_progress(target: Target, flow: str, seconds: float) -> Sample:
         if not answered.done():
             connection.send(stream, b"", last=True)
             connection.flush()
-        answer = flow_service_pb2.StreamProgressResponse.FromString(await asyncio.wait_for(answered, 30))
+        answer = flow_service_pb2.StreamProgressResponse.FromString(await asyncio.wait_for(answered, PATIENCE))
     connection.close()
     calls = answer.received_count
     cpu = tuple((name, used / calls * 1e6) for name, used in spent.cpu.items())

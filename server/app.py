@@ -117,17 +117,20 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
         await _set_health(checks, names, health_pb2.HealthCheckResponse.SERVING)
         watch_health = asyncio.create_task(_watch_health(database, checks, names), name="health")
 
+        loop = asyncio.get_running_loop()
+
         def drain() -> None:
             boundary.drain()
             watches.drain()
 
         async def stop() -> None:
+            ending = loop.time() + settings.drain_seconds
             drain()
             watch_health.cancel()
             await checks.enter_graceful_shutdown()
             await asyncio.sleep(min(REFUSING_SECONDS, settings.drain_seconds))
-            await server.stop(settings.drain_seconds)
-            await commits.close(settings.drain_seconds)
+            await server.stop(max(0.0, ending - loop.time()))
+            await commits.close(max(0.0, ending - loop.time()))
 
         stack.push_async_callback(stop)
         yield Server(f"{settings.host}:{port}", port, drain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from enum import Enum
 from typing import TypeVar
@@ -25,6 +25,7 @@ _NIL = UUID(int=0)
 _MAX_REVISION = 2**63 - 1
 
 _Member = TypeVar("_Member", bound=Enum)
+_Parsed = TypeVar("_Parsed")
 
 
 class Fields:
@@ -71,6 +72,14 @@ class Fields:
         elif "\0" in text:
             self.wrong(field, "contains U+0000, which cannot be stored")
         return text
+
+    def parsed(self, parse: Callable[[str], _Parsed], text: str, fallback: _Parsed) -> _Parsed:
+        """What ``parse`` makes of the text; ``fallback`` after noting what it refused."""
+        try:
+            return parse(text)
+        except InvalidRequest as error:
+            self._violations += error.violations
+            return fallback
 
     def required(self, field: str, text: str, limit: int = NAME_LENGTH) -> str:
         """A text that must not be empty."""

@@ -35,7 +35,6 @@ from server.statemachine.values import FlowSummary, Tenant
 FLOWS_PAGE, FLOWS_PAGE_MOST = 50, 500
 EVENTS_PAGE, EVENTS_PAGE_MOST = 100, 1000
 BATCH_FLOWS = 100
-FILTER_LENGTH = 2000
 # Beyond this a request is read, or a response written, beside the event loop.
 INLINE_BYTES = 64 * 1024
 
@@ -190,10 +189,9 @@ class FlowService:
         view = _view(fields, request.view, _SUMMARY)
         if view == _FULL:
             fields.wrong("view", "must be SUMMARY or BASIC: documents are read flow by flow")
-        fields.text("filter", request.filter, FILTER_LENGTH)
-        fields.text("order_by", request.order_by, NAME_LENGTH)
+        wanted = fields.parsed(filters.parse, request.filter, filters.Filter())
+        order = fields.parsed(filters.parse_order, request.order_by, filters.NEWEST_FIRST)
         fields.check()
-        wanted, order = filters.parse(request.filter), filters.parse_order(request.order_by)
         query = "\0".join((request.filter, request.order_by, str(request.show_deleted))).encode()
         purpose, owner = "ListFlows", _owner(caller.tenant)
         start = None
@@ -224,7 +222,7 @@ class FlowService:
         page = await self._events.page(caller.tenant, flow_id, after, size)
         last = page.events[-1].event.revision if page.events else after
         return pb.ListFlowEventsResponse(
-            events=[convert.event(request.flow_id, stored.event, stored.hash) for stored in page.events],
+            events=[convert.event(str(flow_id), stored.event, stored.hash) for stored in page.events],
             next_page_token=page_token.seal(self._token_key, purpose, owner, query, struct.pack(">q", last)) if last < page.head else "",
             oldest_revision=page.oldest,
             head_revision=page.head,
@@ -243,6 +241,8 @@ class FlowService:
         """What every RPC does that is a short name for one change."""
 
         def changes(fields: Fields) -> Asked:
+            if part == "update" and not request.HasField(part):  # the others that are required have required fields of their own
+                fields.wrong(part, "is required")
             return self._asked(fields, request, caller, lambda: (reading(fields, part, getattr(request, part)),))
 
         return await self._commit(await self._read(request, changes), request, _answer(response))

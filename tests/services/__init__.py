@@ -1,0 +1,1 @@
+"""The contract of FlowService, proven from its caller's side."""
