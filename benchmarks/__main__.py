@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -97,6 +99,9 @@ async def _run(plan: Plan, console: Console) -> Run:
     def heard(number: int, measure: Measure, sample: Sample) -> None:
         console.print(f"[dim]round {number}: {measure.name}, {measure.concurrency} callers: {sample.rate:,.0f} a second[/dim]")
 
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that nothing is left running
     async with AsyncExitStack() as stack:
         postgres = await stack.enter_async_context(private_postgres())
         measures: list[Measure] = []
@@ -129,7 +134,10 @@ def main(
     load = os.getloadavg()[0]
     if load > 0.5:
         console.print(f"[yellow]something else is running: the load average is {load:.1f}; these figures will be noisy[/yellow]")
-    run = uvloop.run(_run(plan, console))
+    try:
+        run = uvloop.run(_run(plan, console))
+    except asyncio.CancelledError:
+        raise typer.Exit(143) from None
     show(run, console)
     if name is not None:
         console.print(f"recorded in {record(run, RESULTS, name).relative_to(RESULTS.parents[1])}")

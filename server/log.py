@@ -101,7 +101,10 @@ def _json(line: Line) -> str:
 
 
 def _console_renderer() -> Callable[[Line], str]:
-    render = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")
+    # Plain tracebacks: the others print local variables, and those may hold documents.
+    render = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
+    )
 
     def console(line: Line) -> str:
         return str(render(None, "", _told_time(line)))

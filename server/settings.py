@@ -149,8 +149,8 @@ class Settings(BaseSettings):
     watch_heartbeat_seconds: Annotated[float, Field(ge=0.01, le=3600, allow_inf_nan=False)] = 15.0
     """Seconds of silence after which an idle watch sends its position."""
 
-    commit_lanes: Annotated[int, Field(ge=1, le=8)] = 2
-    """Transactions that carry combined commits at the same time."""
+    commit_lanes: Annotated[int, Field(ge=1, le=8)] = 4
+    """Transactions that carry combined commits at the same time; more than one only while the others are slow."""
 
     cache_mib: Annotated[int, Field(ge=0, le=65536)] = 64
     """Memory for cached flows at most, in MiB; 0 caches nothing."""

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - frozen DDL, as it was rendered
 """The first schema: flows and their children, documents, events, request ids, activity; row level security on all of them.
 
 Frozen: the names and constraints of this day, whatever the modules say later.
@@ -274,9 +275,7 @@ def upgrade() -> None:
         op.execute(POLICY.format(table=table))
         op.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO flowledger_service")
     # Page tokens are signed with a key that every process on this database shares. 32 bytes from two random UUIDs: 244 random bits.
-    op.execute(
-        "INSERT INTO installation (token_key) VALUES (uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))"
-    )
+    op.execute("INSERT INTO installation (token_key) VALUES (uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))")
     op.execute("GRANT SELECT ON installation, alembic_version TO flowledger_service")
 
 

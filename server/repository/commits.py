@@ -9,90 +9,43 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from uuid import UUID
 
 import asyncpg
 
 from server.cache import Heads
 from server.repository import requests
-from server.repository.batch import Step, batch_of, document_bytes, merged_places
-from server.repository.commit_statement import Key, Row, creating, outcome, updating
+from server.repository.batch import batch_of, document_bytes
+from server.repository.commit_statement import Key, Stored, creating, outcome, updating
 from server.repository.database import COLLISIONS, Database, Line
 from server.repository.flows import Flows, Head
-from server.repository.requests import Answered, Committed, Request
-from server.statemachine import flow as machine
-from server.statemachine.change import Change
-from server.statemachine.errors import (
-    ConcurrentModification,
-    Draining,
-    FlowError,
-    FlowExists,
-    FlowNotFound,
-    StoreUnavailable,
+from server.repository.plan import (
+    Asked,
+    Plan,
+    Waiting,
+    applied,
+    batch_of_plans,
+    birth_plan,
+    born,
+    keys_of,
+    lockable,
+    merges,
+    request_row,
+    unknown,
 )
-from server.statemachine.flow import Occasion
+from server.repository.requests import Answered, Committed, Request
+from server.statemachine.errors import Draining, FlowError, FlowExists, FlowNotFound, StoreUnavailable
 from server.statemachine.values import DocumentPlace, Tenant
 
 ATTEMPTS = 10
 # One batch holds at most this many commits, and documents of about this size: a large one would make the small ones wait.
 BATCH_COMMITS = 128
 BATCH_BYTES = 1024 * 1024
+# A batch that has been out for so long does not hold up what has come since.
+SLOW_SECONDS = 0.02
+# From this attempt on a flow's row is locked before it is read, so that nobody can be first again.
+LOCKED_ATTEMPT = 3
 # Beyond this many waiting commits the caller is told to come back rather than left to wait for its deadline.
 WAITING_COMMITS = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Birth:
-    """What a new flow is made of."""
-
-    type: str
-    display_name: str
-    labels: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One commit as a caller asks for it; ``expected`` 0 means whatever revision is current, ``birth`` makes a new flow."""
-
-    tenant: Tenant
-    flow_id: UUID
-    changes: tuple[Change, ...]
-    occasion: Occasion
-    expected: int = 0
-    request: Request | None = None
-    birth: Birth | None = None
-
-    @property
-    def key(self) -> Key:
-        """The flow."""
-        return self.tenant, self.flow_id
-
-
-@dataclass(slots=True)
-class _Waiting:
-    asked: Asked
-    size: int
-    done: asyncio.Future[Committed | Answered]
-
-    def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
-    def succeed(self, result: Committed | Answered) -> None:
-        if not self.done.done():  # a caller who went away has cancelled it
-            self.done.set_result(result)
-
-
-@dataclass(slots=True)
-class _Plan:
-    """What one flow's waiting commits come to."""
-
-    head: Head | None
-    steps: list[Step] = field(default_factory=list)
-    carried: list[_Waiting] = field(default_factory=list)
-    refused: list[tuple[_Waiting, FlowError]] = field(default_factory=list)
 
 
 class Commits:
@@ -101,9 +54,11 @@ class Commits:
     def __init__(self, database: Database, flows: Flows, heads: Heads, ring: Callable[[Key], None], lanes: int) -> None:
         """``ring`` is told of every flow that moved; ``lanes`` transactions at most are out at a time."""
         self._database, self._flows, self._heads, self._ring = database, flows, heads, ring
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._busy: set[object] = set()  # flows and request ids that are on their way to disk
         self._idle = [database.line() for _ in range(lanes)]
+        self._out: dict[Line, float] = {}  # since when each busy lane's batch has been out
+        self._spare: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
         self._closed = False
 
@@ -116,13 +71,33 @@ class Commits:
             raise Draining("the server is stopping: send this to another, or again in a moment")
         if len(self._waiting) >= WAITING_COMMITS:
             raise StoreUnavailable(f"{WAITING_COMMITS} commits are waiting already: retry in a moment")
-        waiting = _Waiting(asked, document_bytes(asked.changes), asyncio.get_running_loop().create_future())
+        waiting = Waiting(asked, document_bytes(asked.changes), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        if self._idle:
-            lane = asyncio.create_task(self._lane(self._idle.pop()), name="commits")
-            self._tasks.add(lane)
-            lane.add_done_callback(self._tasks.discard)
+        if not self._out:
+            self._open_lane()
+        elif self._spare is None and self._idle:
+            self._spare = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._relieve)
         return await waiting.done
+
+    def _open_lane(self) -> None:
+        line = self._idle.pop()
+        self._out[line] = asyncio.get_running_loop().time()
+        lane = asyncio.create_task(self._lane(line), name="commits")
+        self._tasks.add(lane)
+        lane.add_done_callback(self._tasks.discard)
+
+    def _relieve(self) -> None:
+        """Open another lane when every batch that is out is slow: it may wait for a lock that the others do not need.
+
+        One lane is the rule, since two halve the batches and so nearly double the cost of a commit.
+        """
+        self._spare = None
+        now = asyncio.get_running_loop().time()
+        if self._waiting and self._idle:
+            if self._out and now - max(self._out.values()) >= SLOW_SECONDS:
+                self._open_lane()
+            if self._idle:
+                self._spare = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._relieve)
 
     async def rehearse(self, asked: Asked) -> Committed:
         """What ``commit`` would come to, with nothing written. Raises as ``commit`` does."""
@@ -130,10 +105,10 @@ class Commits:
         if asked.birth is not None:
             if asked.key in known:
                 raise FlowExists(asked.flow_id)
-            return _born(asked).committed
+            return born(asked).committed
         if asked.key not in known:
             raise FlowNotFound(asked.flow_id)
-        plan = await self._plan(known[asked.key], [_Waiting(asked, 0, asyncio.get_running_loop().create_future())])
+        plan = await self._plan(known[asked.key], [Waiting(asked, 0, asyncio.get_running_loop().create_future())])
         if plan.refused:
             raise plan.refused[0][1]
         return plan.steps[0].committed
@@ -155,7 +130,7 @@ class Commits:
             results = [step.committed for step in steps]
             batch = await batch_of(steps)
             if request is not None:
-                batch.requests.append(_request_row(0, request, results, asked[0].occasion.now))
+                batch.requests.append(request_row(0, request, results, asked[0].occasion.now))
             try:
                 async with self._database.begin([tenant]) as transaction:
                     statement, values = updating(batch)
@@ -189,11 +164,14 @@ class Commits:
         try:
             await self._run(line)
         finally:
-            self._idle.append(line)  # in the same step as the last look at what waits, so that no commit falls in between
+            # In the same step as the last look at what waits, so that no commit falls in between.
+            self._idle.append(line)
+            del self._out[line]
 
     async def _run(self, line: Line) -> None:
         while taken := self._take():
-            keys = {key for waiting in taken for key in _keys(waiting)}
+            self._out[line] = asyncio.get_running_loop().time()
+            keys = {key for waiting in taken for key in keys_of(waiting)}
             self._busy |= keys
             try:
                 await self._store(taken, line)
@@ -204,22 +182,22 @@ class Commits:
                 for waiting in taken:  # a lane that is cancelled leaves nobody waiting
                     waiting.fail(StoreUnavailable("the server stopped before this was known to be stored: retry with the same request_id"))
 
-    def _failed(self, taken: Sequence[_Waiting], error: Exception) -> None:
+    def _failed(self, taken: Sequence[Waiting], error: Exception) -> None:
         for waiting in taken:
             self._heads.drop(waiting.asked.key)  # nobody knows whether its commit happened
             waiting.fail(error)
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self) -> list[Waiting]:
         """What can go out now: no flow and no request id that is out already, and of one flow only in order."""
-        taken: list[_Waiting] = []
-        left: deque[_Waiting] = deque()
+        taken: list[Waiting] = []
+        left: deque[Waiting] = deque()
         blocked: set[object] = set()
         size = 0
         while self._waiting:
             waiting = self._waiting.popleft()
             if waiting.done.done():
                 continue
-            keys = _keys(waiting)
+            keys = keys_of(waiting)
             full = len(taken) >= BATCH_COMMITS or (taken and size + waiting.size > BATCH_BYTES)
             if full or not blocked.isdisjoint(keys) or not self._busy.isdisjoint(keys):
                 left.append(waiting)
@@ -232,33 +210,49 @@ class Commits:
         self._waiting = left
         return taken
 
-    async def _store(self, taken: Sequence[_Waiting], line: Line) -> None:
-        for _ in range(ATTEMPTS):
-            groups: dict[Key, list[_Waiting]] = {}
+    async def _store(self, taken: Sequence[Waiting], line: Line) -> None:
+        for attempt in range(ATTEMPTS):
+            groups: dict[Key, list[Waiting]] = {}
             for waiting in taken:
                 if not waiting.done.done():
                     groups.setdefault(waiting.asked.key, []).append(waiting)
             if not groups:
                 return
-            plans = await self._plans(groups)
+            locked = {key: group for key, group in groups.items() if attempt >= LOCKED_ATTEMPT and lockable(group)}
+            plans = await self._plans({key: group for key, group in groups.items() if key not in locked})
             await self._write({key: plan for key, plan in plans.items() if plan.steps}, line)
+            for key, group in locked.items():
+                await self._store_locked(key, group)
         for waiting in taken:
-            key = waiting.asked.key
-            current = (await self._flows.heads([key])).get(key)
-            revision = current.flow.revision if current else 0
-            waiting.fail(ConcurrentModification(waiting.asked.expected or revision - 1, revision))
+            waiting.fail(StoreUnavailable(f"others changed this flow in each of {ATTEMPTS} attempts: retry in a moment"))
 
-    async def _plans(self, groups: Mapping[Key, list[_Waiting]]) -> dict[Key, _Plan]:
+    async def _store_locked(self, key: Key, group: list[Waiting]) -> None:
+        """Read the flow under its lock and write it in the same transaction: slower, and sure to come through."""
+        self._heads.drop(key)
+        stored: Stored | None = None
+        async with self._database.begin([key[0]]) as transaction:
+            head = await self._flows.lock(transaction, *key)
+            plan = applied(head, group, {}) if head is not None else unknown(key, group)
+            if plan.steps:
+                batch = await batch_of_plans({key: plan})  # without documents nothing of it waits
+                statement, values = updating(batch)
+                stored = outcome(batch, await transaction.rows(statement, values))
+        if stored is None:
+            await self._refuse(plan.refused)
+        else:
+            await self._settle({key: plan}, stored)
+
+    async def _plans(self, groups: Mapping[Key, list[Waiting]]) -> dict[Key, Plan]:
         """A plan for each flow. What a remembered head refuses is tried again on the database's own before anybody is told so."""
-        plans: dict[Key, _Plan] = {}
+        plans: dict[Key, Plan] = {}
         doubtful: list[Key] = []
         for key, group in groups.items():
             if group[0].asked.birth is not None:
-                plans[key] = _birth_plan(group[0])
+                plans[key] = birth_plan(group[0])
                 continue
             head = self._heads.get(key)
             # One that merges documents is read anyway, and then rather as a whole.
-            plan = None if head is None or _merges(group) else _applied(head, group, {})
+            plan = None if head is None or merges(group) else applied(head, group, {})
             if plan is None or plan.refused:
                 doubtful.append(key)
             else:
@@ -275,33 +269,32 @@ class Commits:
         await self._refuse([pair for plan in idle for pair in plan.refused])
         return plans
 
-    async def _plan_certain(self, key: Key, head: Head | None, group: list[_Waiting]) -> _Plan:
-        if head is None:
-            self._heads.drop(key)
-            return _Plan(None, refused=[(waiting, FlowNotFound(key[1])) for waiting in group])
+    async def _plan_certain(self, key: Key, head: Head | None, group: list[Waiting]) -> Plan:
         self._heads.drop(key)  # what was remembered may be of another revision than this one, older or newer
+        if head is None:
+            return unknown(key, group)
         self._heads.put(key, head)
         return await self._plan(head, group)
 
-    async def _plan(self, head: Head, group: Sequence[_Waiting]) -> _Plan:
-        places = _merges(group)
+    async def _plan(self, head: Head, group: Sequence[Waiting]) -> Plan:
+        places = merges(group)
         stored: dict[DocumentPlace, bytes] = {}
         for place in places:
             text = await self._flows.document(head.flow.tenant, head.flow.flow_id, place)
             if text is not None:
                 stored[place] = text
         if places:  # merging parses and writes whole documents
-            return await asyncio.to_thread(_applied, head, group, stored)
-        return _applied(head, group, stored)
+            return await asyncio.to_thread(applied, head, group, stored)
+        return applied(head, group, stored)
 
-    async def _plan_together(self, asked: Sequence[Asked]) -> list[_Plan]:
+    async def _plan_together(self, asked: Sequence[Asked]) -> list[Plan]:
         known = await self._flows.heads([one.key for one in asked])
         plans = []
         for at, one in enumerate(asked):
             try:
                 if one.key not in known:
                     raise FlowNotFound(one.flow_id)
-                plan = await self._plan(known[one.key], [_Waiting(one, 0, asyncio.get_running_loop().create_future())])
+                plan = await self._plan(known[one.key], [Waiting(one, 0, asyncio.get_running_loop().create_future())])
                 if plan.refused:
                     raise plan.refused[0][1]
             except FlowError as error:
@@ -314,41 +307,39 @@ class Commits:
         """What ``commit_together`` would come to, with nothing written."""
         return [plan.steps[0].committed for plan in await self._plan_together(asked)]
 
-    async def _write(self, plans: Mapping[Key, _Plan], line: Line) -> None:
+    async def _write(self, plans: Mapping[Key, Plan], line: Line) -> None:
         born = {key: plan for key, plan in plans.items() if plan.head is None}
         moved = {key: plan for key, plan in plans.items() if plan.head is not None}
         for part in (born, moved):
             if part:
                 await self._write_part(part, line)
 
-    async def _write_part(self, plans: Mapping[Key, _Plan], line: Line) -> None:
-        steps = [step for plan in plans.values() for step in plan.steps]
-        batch = await batch_of(steps)
-        for place, key in enumerate(batch.keys):
-            for waiting, step in zip(plans[key].carried, plans[key].steps, strict=True):
-                if (request := waiting.asked.request) is not None:
-                    batch.requests.append(_request_row(place, request, [step.committed], waiting.asked.occasion.now))
+    async def _write_part(self, plans: Mapping[Key, Plan], line: Line) -> None:
+        batch = await batch_of_plans(plans)
         new = next(iter(plans.values())).head is None
         statement, values = creating(batch) if new else updating(batch)
-        tenants = list(dict.fromkeys(tenant for tenant, _ in plans))
         try:
-            stored = outcome(batch, await line.send(tenants, statement, values))
+            stored = outcome(batch, await line.send(dict.fromkeys(tenant for tenant, _ in plans), statement, values))
         except COLLISIONS:
             return
         except asyncpg.PostgresError as error:
             await self._write_apart(plans, line, error)
             return
+        await self._settle(plans, stored)
+
+    async def _settle(self, plans: Mapping[Key, Plan], stored: Stored) -> None:
+        """Tell everybody what became of it. Who is told nothing is tried again."""
         for key, plan in plans.items():
             if key in stored.moved:
                 await self._arrived(key, plan)
             elif key in stored.answered:
                 await self._answer(plan)
-            elif new:
+            elif plan.head is None:
                 await self._refuse([(waiting, FlowExists(key[1])) for waiting in plan.carried])
             else:
                 self._heads.drop(key)
 
-    async def _write_apart(self, plans: Mapping[Key, _Plan], line: Line, error: asyncpg.PostgresError) -> None:
+    async def _write_apart(self, plans: Mapping[Key, Plan], line: Line, error: asyncpg.PostgresError) -> None:
         """One flow's fault must not be another's: send each by itself; what fails alone is told so."""
         if len(plans) > 1:
             for key, plan in plans.items():
@@ -360,7 +351,7 @@ class Commits:
                 for waiting in plan.carried:
                     waiting.fail(error)
 
-    async def _arrived(self, key: Key, plan: _Plan) -> None:
+    async def _arrived(self, key: Key, plan: Plan) -> None:
         last = plan.steps[-1]
         self._heads.put(key, Head(last.outcome.flow, last.hash))
         for waiting, step in zip(plan.carried, plan.steps, strict=True):
@@ -368,7 +359,7 @@ class Commits:
         self._ring(key)
         await self._refuse(plan.refused)  # only now: what they were refused for has happened
 
-    async def _answer(self, plan: _Plan) -> None:
+    async def _answer(self, plan: Plan) -> None:
         for waiting in plan.carried:
             try:
                 found = await self._replayed(waiting.asked.tenant, waiting.asked.request)
@@ -378,7 +369,7 @@ class Commits:
             if found:
                 waiting.succeed(found)
 
-    async def _refuse(self, refused: Iterable[tuple[_Waiting, FlowError]]) -> None:
+    async def _refuse(self, refused: Iterable[tuple[Waiting, FlowError]]) -> None:
         """Tell callers no, unless the same request was told yes before."""
         for waiting, error in refused:
             try:
@@ -397,53 +388,3 @@ class Commits:
 
 class _Overtaken(Exception):
     """A flow of a common commit moved meanwhile: roll all of it back."""
-
-
-def _keys(waiting: _Waiting) -> tuple[object, ...]:
-    request = waiting.asked.request
-    if request is None:
-        return (waiting.asked.key,)
-    return waiting.asked.key, (waiting.asked.tenant, "request", request.request_id)
-
-
-def _merges(group: Iterable[_Waiting]) -> list[DocumentPlace]:
-    return merged_places(change for waiting in group for change in waiting.asked.changes)
-
-
-def _request_row(place: int, request: Request, results: Sequence[Committed], now: datetime) -> Row:
-    """The row that remembers the answer."""
-    return place, request.request_id, now, request.payload_hash, request.answer(results)
-
-
-def _born(asked: Asked) -> Step:
-    assert asked.birth is not None
-    birth = asked.birth
-    made = machine.create(asked.tenant, asked.flow_id, birth.type, birth.display_name, birth.labels, asked.changes, asked.occasion)
-    return Step.after(None, made)
-
-
-def _birth_plan(waiting: _Waiting) -> _Plan:
-    try:
-        return _Plan(None, [_born(waiting.asked)], [waiting])
-    except FlowError as error:
-        return _Plan(None, refused=[(waiting, error)])
-
-
-def _applied(head: Head, group: Sequence[_Waiting], stored: Mapping[DocumentPlace, bytes]) -> _Plan:
-    plan = _Plan(head)
-    for waiting in group:
-        asked, revision = waiting.asked, head.flow.revision
-        try:
-            if asked.expected and asked.expected != revision:
-                raise ConcurrentModification(asked.expected, revision)
-            made = machine.apply(head.flow, asked.changes, asked.occasion, stored)
-        except FlowError as error:
-            plan.refused.append((waiting, error))
-            continue
-        step = Step.after(head, made)
-        head = Head(made.flow, step.hash)
-        if made.documents:
-            stored = {**stored, **made.documents}
-        plan.steps.append(step)
-        plan.carried.append(waiting)
-    return plan

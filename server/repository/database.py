@@ -45,6 +45,20 @@ UNAVAILABLE = (
 COLLISIONS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 
 
+# The database is there and will not have us: nothing that waiting mends.
+_UNWANTED = (
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidParameterValueError,
+    asyncpg.UndefinedObjectError,
+)
+
+
+class SchemaError(Exception):
+    """The database cannot be served as it is; the text says what to do."""
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turns the driver's "not now" into StoreUnavailable; everything else is a fault of ours and passes through."""
@@ -52,6 +66,15 @@ def translated() -> Iterator[None]:
         yield
     except UNAVAILABLE as error:
         raise StoreUnavailable(_AWAY) from error
+
+
+@contextmanager
+def admitted() -> Iterator[None]:
+    """Turns a refused connection into SchemaError."""
+    try:
+        yield
+    except _UNWANTED as error:
+        raise SchemaError(f"PostgreSQL refuses the connection: {error}. See FLOWLEDGER_DATABASE_URL and its companions") from error
 
 
 class Connection(asyncpg.Connection):
@@ -233,7 +256,7 @@ async def connected(url: str, settings: PoolSettings) -> AsyncIterator[Database]
     }
     if settings.role:
         session["role"] = settings.role
-    with translated():
+    with translated(), admitted():
         pool = await asyncpg.create_pool(
             url,
             min_size=settings.smallest,

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from server.repository import codec
-from server.repository.database import Database
+from server.repository.database import Database, Transaction
 from server.repository.document_store import unpacked
 from server.repository.filter import Filter, Order, after, condition, sorting
 from server.repository.gathered import Gathered, Key, wanted, wanted_values
@@ -104,6 +104,7 @@ _HEAD_COLUMNS = [*_SUMMARY_COLUMNS, flows.c.hold, flows.c.totals, flows.c.head_h
 _wanted = wanted()
 _SUMMARIES = Statement(gated(select(_wanted.c.place, *_SUMMARY_COLUMNS).where(*same_flow(flows, _wanted))))
 _HEADS = Statement(gated(select(_wanted.c.place, *_HEAD_COLUMNS).where(*same_flow(flows, _wanted))))
+_LOCKED = Statement(gated(select(flows.c.revision).where(*same_flow(flows, _wanted)).with_for_update(of=flows)))
 _RECORDS = Statement(gated(select(_wanted.c.place, *_HEAD_COLUMNS, _documents(), _activity()).where(*same_flow(flows, _wanted))))
 _PLACES = Statement(
     gated(
@@ -219,6 +220,13 @@ class Flows:
     async def head(self, tenant: Tenant, flow_id: UUID) -> Head | None:
         """The flow with its children; None when there is none."""
         return await self._heads.get(tenant, flow_id)
+
+    async def lock(self, transaction: Transaction, tenant: Tenant, flow_id: UUID) -> Head | None:
+        """The flow with its children, its row locked until the transaction ends; None when there is none."""
+        rows = await transaction.rows(_LOCKED, wanted_values([(tenant, flow_id)]))
+        # The lock may have been waited for, and the children were read before: read all of it again under the lock.
+        found = await transaction.rows(_HEADS, wanted_values([(tenant, flow_id)])) if rows else []
+        return _head(found[0][1:]) if found else None
 
     async def flows(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[Flow]:
         """The flows with their children in the order asked for. Raises FlowNotFound for the first that is missing."""

@@ -14,18 +14,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from server.repository.database import UNAVAILABLE, Database, translated
+from server.repository.database import UNAVAILABLE, Database, SchemaError, admitted, translated
 from server.statemachine.errors import StoreUnavailable
+
+__all__ = ["SchemaError", "check", "downgrade", "migrate", "newest"]
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 # Any number, the same in every process: two that migrate at once go one after the other.
 _LOCK = 0x466C6F77
 # A migration that waits for a lock makes everybody behind it wait too: better to give up and be run again.
 _LOCK_TIMEOUT = "5s"
-
-
-class SchemaError(Exception):
-    """The database cannot be served as it is; the text says what to run."""
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -71,7 +69,7 @@ async def downgrade(url: str, target: str) -> tuple[str | None, str | None]:
 async def _alone(url: str, run: Callable[[Connection], None]) -> tuple[str | None, str | None]:
     engine = create_async_engine(_driven(url), poolclass=NullPool)
     try:
-        with translated():
+        with translated(), admitted():
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
                 await connection.execute(text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))

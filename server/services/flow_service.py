@@ -16,9 +16,10 @@ from flowledger.v1 import flow_service_pb2 as pb
 from google.protobuf.message import Message
 
 from server.repository import filter as filters
-from server.repository.commits import Asked, Birth, Commits
+from server.repository.commits import Commits
 from server.repository.events import Events
 from server.repository.flows import DeletedFlows, Flows
+from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed, Request
 from server.services import convert, page_token
 from server.services.caller import Caller

@@ -9,7 +9,8 @@ from uuid import UUID
 
 from flowledger.v1 import flow_service_pb2 as pb
 
-from server.repository.commits import Asked, Commits
+from server.repository.commits import Commits
+from server.repository.plan import Asked
 from server.repository.requests import Answered, Committed
 from server.services import convert
 from server.services.caller import Caller

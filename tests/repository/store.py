@@ -13,10 +13,11 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from server.cache import Heads
-from server.repository.commits import Asked, Birth, Commits
+from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
 from server.repository.events import Events, StoredEvent
 from server.repository.flows import Flows, Head, Record
+from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed, Request
 from server.statemachine.change import Change, ReportProgress, StartChild, TransitionPhase
 from server.statemachine.flow import Occasion

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from server.repository.commits import Asked
+from server.repository.plan import Asked
 from server.repository.requests import Committed
 from server.statemachine.change import CancelFlow, TransitionPhase, UpdateFlow
 from server.statemachine.errors import (

@@ -54,6 +54,11 @@ async def head(store: Store, owned: Owned, asker: Tenant) -> None:
     assert await store.flows.head(asker, owned.flow_id) is None
 
 
+async def lock(store: Store, owned: Owned, asker: Tenant) -> None:
+    async with store.database.begin([asker]) as transaction:
+        assert await store.flows.lock(transaction, asker, owned.flow_id) is None
+
+
 async def heads(store: Store, owned: Owned, asker: Tenant) -> None:
     assert await store.flows.heads([(asker, owned.flow_id)]) == {}
 
@@ -135,6 +140,7 @@ CASES: dict[str, Case] = {
     "Flows.summary": summary,
     "Flows.summaries": summaries,
     "Flows.head": head,
+    "Flows.lock": lock,
     "Flows.heads": heads,
     "Flows.flows": flows,
     "Flows.records": records,

@@ -1,0 +1,150 @@
+"""What waiting commits come to: each flow's plan, from its head and what its callers ask; nothing here waits for the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from server.repository.batch import Step, batch_of, merged_places
+from server.repository.commit_statement import Batch, Key, Row
+from server.repository.flows import Head
+from server.repository.requests import Answered, Committed, Request
+from server.statemachine import flow as machine
+from server.statemachine.change import Change
+from server.statemachine.errors import ConcurrentModification, FlowError, FlowNotFound
+from server.statemachine.flow import Occasion
+from server.statemachine.values import DocumentPlace, Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a new flow is made of."""
+
+    type: str
+    display_name: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One commit as a caller asks for it; ``expected`` 0 means whatever revision is current, ``birth`` makes a new flow."""
+
+    tenant: Tenant
+    flow_id: UUID
+    changes: tuple[Change, ...]
+    occasion: Occasion
+    expected: int = 0
+    request: Request | None = None
+    birth: Birth | None = None
+
+    @property
+    def key(self) -> Key:
+        """The flow."""
+        return self.tenant, self.flow_id
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A commit whose caller waits; ``size`` is the bytes of its documents."""
+
+    asked: Asked
+    size: int
+    done: asyncio.Future[Committed | Answered]
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the caller no, unless it has been told already or has gone away."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def succeed(self, result: Committed | Answered) -> None:
+        """Tell the caller yes, as above."""
+        if not self.done.done():
+            self.done.set_result(result)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one flow's waiting commits come to."""
+
+    head: Head | None
+    steps: list[Step] = field(default_factory=list)
+    carried: list[Waiting] = field(default_factory=list)
+    refused: list[tuple[Waiting, FlowError]] = field(default_factory=list)
+
+
+def keys_of(waiting: Waiting) -> tuple[object, ...]:
+    """What must not be on its way to disk twice: the flow, then the request id if there is one."""
+    request = waiting.asked.request
+    if request is None:
+        return (waiting.asked.key,)
+    return waiting.asked.key, (waiting.asked.tenant, "request", request.request_id)
+
+
+async def batch_of_plans(plans: Mapping[Key, Plan]) -> Batch:
+    """The rows of all plans, with the request ids that they answer."""
+    batch = await batch_of([step for plan in plans.values() for step in plan.steps])
+    for place, key in enumerate(batch.keys):
+        for waiting, step in zip(plans[key].carried, plans[key].steps, strict=True):
+            if (request := waiting.asked.request) is not None:
+                batch.requests.append(request_row(place, request, [step.committed], waiting.asked.occasion.now))
+    return batch
+
+
+def unknown(key: Key, group: Sequence[Waiting]) -> Plan:
+    """The plan for a flow that is not there."""
+    return Plan(None, refused=[(waiting, FlowNotFound(key[1])) for waiting in group])
+
+
+def lockable(group: Sequence[Waiting]) -> bool:
+    """Whether the group can be planned with nothing but PostgreSQL awaited: a new flow has no row, documents may need a thread."""
+    return group[0].asked.birth is None and not any(waiting.size for waiting in group)
+
+
+def merges(group: Iterable[Waiting]) -> list[DocumentPlace]:
+    """The documents that must be read before the group can be applied."""
+    return merged_places(change for waiting in group for change in waiting.asked.changes)
+
+
+def request_row(place: int, request: Request, results: Sequence[Committed], now: datetime) -> Row:
+    """The row that remembers the answer."""
+    return place, request.request_id, now, request.payload_hash, request.answer(results)
+
+
+def born(asked: Asked) -> Step:
+    """The first step of a new flow. Raises what the rules raise."""
+    assert asked.birth is not None
+    birth = asked.birth
+    made = machine.create(asked.tenant, asked.flow_id, birth.type, birth.display_name, birth.labels, asked.changes, asked.occasion)
+    return Step.after(None, made)
+
+
+def birth_plan(waiting: Waiting) -> Plan:
+    """The plan for a new flow."""
+    try:
+        return Plan(None, [born(waiting.asked)], [waiting])
+    except FlowError as error:
+        return Plan(None, refused=[(waiting, error)])
+
+
+def applied(head: Head, group: Sequence[Waiting], stored: Mapping[DocumentPlace, bytes]) -> Plan:
+    """The plan that applies the group to ``head`` in order; ``stored`` holds the documents that it merges into."""
+    plan = Plan(head)
+    for waiting in group:
+        asked, revision = waiting.asked, head.flow.revision
+        try:
+            if asked.expected and asked.expected != revision:
+                raise ConcurrentModification(asked.expected, revision)
+            made = machine.apply(head.flow, asked.changes, asked.occasion, stored)
+        except FlowError as error:
+            plan.refused.append((waiting, error))
+            continue
+        step = Step.after(head, made)
+        head = Head(made.flow, step.hash)
+        if made.documents:
+            stored = {**stored, **made.documents}
+        plan.steps.append(step)
+        plan.carried.append(waiting)
+    return plan
