@@ -13,6 +13,7 @@ from typing import TypeAlias
 import grpc
 import uvloop
 
+from benchmarks.child_process import child_process
 from benchmarks.generator import Requests, Target, unary_load
 from benchmarks.sample import Measure, Sample
 from benchmarks.watching import SUBSCRIBERS, Topic, one_after_another
@@ -90,8 +91,7 @@ async def serve() -> None:
 @asynccontextmanager
 async def echo(concurrencies: tuple[int, ...]) -> AsyncIterator[list[Measure]]:
     """The measures ``echo`` against a server in a process of its own."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.echo", stdout=asyncio.subprocess.PIPE)
-    try:
+    async with child_process([sys.executable, "-m", "benchmarks.echo"]) as process:
         assert process.stdout is not None
         port = int(await asyncio.wait_for(process.stdout.readline(), 30))
         target = Target(("127.0.0.1", port), PATH, [()], {"server": process.pid})
@@ -108,9 +108,6 @@ async def echo(concurrencies: tuple[int, ...]) -> AsyncIterator[list[Measure]]:
             return await one_after_another(topic, seconds)
 
         yield [*(measure(concurrency) for concurrency in concurrencies), Measure(NAMES[1], SUBSCRIBERS, fan_out)]
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 if __name__ == "__main__":

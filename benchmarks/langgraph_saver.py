@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.child_process import output_of, succeeds
 from benchmarks.documents import document
 from benchmarks.sample import Measure, Sample, sample_of
 
@@ -32,8 +33,7 @@ _PRESENT = "import langgraph.checkpoint.postgres.aio, psycopg_pool"
 @asynccontextmanager
 async def langgraph(postgres: Postgres, python: Path) -> AsyncIterator[list[Measure]]:
     """The measures ``langgraph put`` and ``langgraph get``; none at all when ``python`` has no LangGraph."""
-    asked = await asyncio.create_subprocess_exec(python, "-c", _PRESENT, stderr=asyncio.subprocess.DEVNULL)
-    if await asked.wait() != 0:
+    if not await succeeds([python, "-c", _PRESENT]):
         yield []
         return
     connection = await postgres.connect()
@@ -52,17 +52,7 @@ async def langgraph(postgres: Postgres, python: Path) -> AsyncIterator[list[Meas
 
 
 async def _measured(python: Path, url: str, operation: str, callers: int, seconds: float) -> Sample:
-    process = await asyncio.create_subprocess_exec(
-        python,
-        *("-m", "benchmarks.langgraph_saver", url, operation, str(callers), str(seconds)),
-        cwd=Path(__file__).parents[1],
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, complaint = await process.communicate()
-    if process.returncode != 0:
-        raise RuntimeError(f"LangGraph's saver failed: {complaint.decode(errors='replace')[-2000:]}")
-    sample = json.loads(output)
+    sample = json.loads(await output_of([python, "-m", "benchmarks.langgraph_saver", url, operation, str(callers), str(seconds)]))
     return Sample(**{**sample, "cpu": tuple((name, spent) for name, spent in sample["cpu"])})
 
 

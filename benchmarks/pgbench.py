@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.child_process import output_of
 from benchmarks.postgres import Postgres
 from benchmarks.processor import spending
 from benchmarks.sample import Sample, sample_of
@@ -41,18 +41,9 @@ async def pgbench(postgres: Postgres, load: Load, seconds: float) -> Sample:
         command.append(postgres.url)
         options = " ".join(f"-c {name}={value}" for name, value in load.settings.items())
         with spending({"postgres": postgres.pid}) as spent:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                cwd=directory,
-                env={**os.environ, "PGOPTIONS": options},
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            output, complaint = await process.communicate()
-        if process.returncode != 0:
-            raise RuntimeError(f"pgbench failed: {complaint.decode(errors='replace')[-2000:]}")
+            output = await output_of(command, cwd=directory, env={**os.environ, "PGOPTIONS": options})
         sampled = sample_of(_latencies(directory), spent.wall)
-    calls, rate = _totals(output.decode())
+    calls, rate = _totals(output)
     return Sample(calls, calls / rate, sampled.p50_ms, sampled.p99_ms, (("postgres", spent.cpu["postgres"] / calls * 1e6),))
 
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.child_process import child_process
 from benchmarks.generator import Target
 from benchmarks.postgres import Postgres
 from benchmarks.requests import SERVICE, Tenant
@@ -40,21 +41,12 @@ async def serving(postgres: Postgres) -> AsyncIterator[Serving]:
     """
     with tempfile.TemporaryDirectory(prefix="flserve-") as scratch:
         ready, log = Path(scratch) / "ready", Path(scratch) / "log"
+        environment = {**os.environ, "FLOWLEDGER_PORT": "0", "FLOWLEDGER_DATA_DIR": str(postgres.data_dir)}
+        command: list[str | Path] = [sys.executable, "-m", "server", "serve", "--ready-file", ready]
         with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "server", "serve", "--ready-file", ready),
-                env={**os.environ, "FLOWLEDGER_PORT": "0", "FLOWLEDGER_DATA_DIR": str(postgres.data_dir)},
-                cwd=Path(__file__).parents[1],
-                stdout=output,
-                stderr=output,
-            )
-        try:
-            host, port = (await _told(ready, log, process)).rsplit(":", 1)
-            yield Serving((host, int(port)), process.pid, postgres)
-        finally:
-            if process.returncode is None:
-                process.terminate()
-            await process.wait()
+            async with child_process(command, env=environment, output=output, errors=output) as process:
+                host, port = (await _told(ready, log, process)).rsplit(":", 1)
+                yield Serving((host, int(port)), process.pid, postgres)
 
 
 async def _told(ready: Path, log: Path, process: asyncio.subprocess.Process) -> str:

@@ -104,7 +104,7 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
         )
         limits = document.Limits(settings.max_document_bytes)
         service = FlowService(flows, events, commits, watches, Sources(now, new_id), limits, token_key)
-        boundary = Boundary(settings.default_deadline_seconds)
+        boundary = Boundary(settings.default_deadline_seconds, settings.max_message_bytes)
         checks = health.aio.HealthServicer()
 
         server = grpc.aio.server(options=channel_options(settings))

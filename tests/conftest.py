@@ -57,7 +57,8 @@ async def template(postgres: Cluster) -> str:
     return "template_flowledger"
 
 
-def _clone(postgres: Cluster, template: str) -> Iterator[Urls]:
+def cloned(postgres: Cluster, template: str) -> Iterator[Urls]:
+    """A clone of the template, gone when the test that asked for it is."""
     name = f"test_{next(_numbers)}"
     postgres.run(f"CREATE DATABASE {name} TEMPLATE {template} OWNER flowledger_owner")
     yield Urls(name, postgres.url(name, "flowledger_owner"), postgres.url(name, "flowledger"))
@@ -67,13 +68,13 @@ def _clone(postgres: Cluster, template: str) -> Iterator[Urls]:
 @pytest.fixture
 def urls(postgres: Cluster, template: str) -> Iterator[Urls]:
     """A database of the test's own."""
-    yield from _clone(postgres, template)
+    yield from cloned(postgres, template)
 
 
 @pytest.fixture(scope="session")
 def shared_urls(postgres: Cluster, template: str) -> Iterator[Urls]:
     """The database behind the shared server."""
-    yield from _clone(postgres, template)
+    yield from cloned(postgres, template)
 
 
 def settings(urls: Urls, **more: object) -> Settings:

@@ -30,6 +30,7 @@ from server.statemachine.errors import (
     Draining,
     FlowError,
     InvalidRequest,
+    LimitExceeded,
     PreconditionFailed,
     invalid,
 )
@@ -82,9 +83,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Boundary:
     """Wraps the methods of a servicer; holds whether the server still takes calls."""
 
-    def __init__(self, default_deadline: float) -> None:
+    def __init__(self, default_deadline: float, max_response_bytes: int) -> None:
         """``default_deadline`` is what a unary call without a deadline of its own may take, in seconds."""
-        self._default_deadline = default_deadline
+        self._default_deadline, self._max_response_bytes = default_deadline, max_response_bytes
         self._draining = False
 
     def drain(self) -> None:
@@ -125,12 +126,16 @@ class Boundary:
                         response = await call(request, caller)
                 else:
                     response = await call(request, caller)
+                if type(response) is not bytes and response.ByteSize() > self._max_response_bytes:
+                    raise LimitExceeded("response (bytes)", self._max_response_bytes, response.ByteSize())
             except asyncio.CancelledError:
-                _told(name, caller, "CANCELLED", started, request)
+                _told(name, caller, "CANCELLED", started, _flow_of(request))
                 raise
             except Exception as error:  # noqa: BLE001 - nothing may pass the boundary as it is
-                await _abort(context, name, caller, error, started, request)
-            _told(name, caller, "OK", started, request)
+                # gRPC keeps the frames of an aborted call until the collector comes by: a large request must not stay with them.
+                flow, request = _flow_of(request), None
+                await _abort(context, name, caller, error, started, flow)
+            _told(name, caller, "OK", started, _flow_of(request))
             return response
 
         return unary
@@ -143,11 +148,11 @@ class Boundary:
                 caller = self._admit(context)
                 response = await call(_readable(requests), caller)
             except asyncio.CancelledError:
-                _told(name, caller, "CANCELLED", started, None)
+                _told(name, caller, "CANCELLED", started, "")
                 raise
             except Exception as error:  # noqa: BLE001 - nothing may pass the boundary as it is
-                await _abort(context, name, caller, error, started, None)
-            _told(name, caller, "OK", started, None)
+                await _abort(context, name, caller, error, started, "")
+            _told(name, caller, "OK", started, "")
             return response
 
         return collecting
@@ -168,11 +173,11 @@ class Boundary:
                     # Deterministic, and synchronous in effect: the method's own clean-up awaits nothing.
                     await responses.aclose()  # type: ignore[attr-defined]
             except (asyncio.CancelledError, GeneratorExit):
-                _told(name, caller, "CANCELLED", started, request)
+                _told(name, caller, "CANCELLED", started, _flow_of(request))
                 raise
             except Exception as error:  # noqa: BLE001 - nothing may pass the boundary as it is
-                await _abort(context, name, caller, error, started, request)
-            _told(name, caller, "OK", started, request)
+                await _abort(context, name, caller, error, started, _flow_of(request))
+            _told(name, caller, "OK", started, _flow_of(request))
 
         return streaming
 
@@ -217,22 +222,23 @@ def _serialized(message: Message | bytes) -> bytes:
     return message if type(message) is bytes else message.SerializeToString()  # type: ignore[union-attr]
 
 
-async def _abort(context: Context, name: str, caller: Caller | None, error: Exception, started: float, request: object) -> NoReturn:
+async def _abort(context: Context, name: str, caller: Caller | None, error: Exception, started: float, flow: str) -> NoReturn:
     """Ends the call with the one status that fits ``error``. Only our own errors' text is sent."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, FlowError) and error.reason in CODES:
         status = _status(error.reason, str(error), error.metadata, list(_details(error)))
-        _told(name, caller, error.reason, started, request, error=str(error))
+        _told(name, caller, error.reason, started, flow, error=str(error))
+        error.__traceback__ = None  # its frames hold the request
     elif isinstance(error, TimeoutError):
         text = "the server's own limit for a call without a deadline ran out: set a deadline, and retry with the same request_id"
         status = _status("DEADLINE_EXCEEDED", text, {}, [])
-        _told(name, caller, "DEADLINE_EXCEEDED", started, request)
+        _told(name, caller, "DEADLINE_EXCEEDED", started, flow)
     else:
         error_id = str(uuid4())
         status = _status("INTERNAL", f"internal error {error_id}: the server's log says more", {"error_id": error_id}, [])
         _log.error("call_failed", method=name, error_id=error_id, exc_info=error, **_who(caller))
-        _told(name, caller, "INTERNAL", started, request)
+        _told(name, caller, "INTERNAL", started, flow)
     await context.abort_with_status(rpc_status.to_status(status))
     raise AssertionError("abort_with_status returned")
 
@@ -298,10 +304,13 @@ def _who(caller: Caller | None) -> Mapping[str, str]:
     return {"account": str(tenant.client_account_id), "engagement": str(tenant.engagement_id), "user": caller.user}
 
 
-def _told(name: str, caller: Caller | None, outcome: str, started: float, request: object, **more: str) -> None:
+def _flow_of(request: object) -> str:
+    return getattr(request, "flow_id", "")[:36]
+
+
+def _told(name: str, caller: Caller | None, outcome: str, started: float, flow: str, **more: str) -> None:
     """The call's one log line: who, what, how it ended and how long it took; never a document."""
     write = _log.info if outcome == "OK" else _log.warning if outcome not in ("INTERNAL", "STORE_UNAVAILABLE") else _log.error
-    flow_id = getattr(request, "flow_id", "")
-    if flow_id:
-        more["flow"] = flow_id[:36]
+    if flow:
+        more["flow"] = flow
     write("call", method=name, outcome=outcome, ms=round((time.perf_counter() - started) * 1000, 2), **_who(caller), **more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +15,7 @@ from server.services.fields import NAME_LENGTH, Fields
 from server.statemachine import change as ask
 from server.statemachine import event as told
 from server.statemachine.derivation import child_progress, child_status, phase_weight, summary
+from server.statemachine.errors import LimitExceeded
 from server.statemachine.graphs import JOURNEYS
 from server.statemachine.phases import next_states
 from server.statemachine.states import RETRYABLE, FailureCode, FlowHold, PhaseState
@@ -33,7 +34,10 @@ from server.statemachine.values import (
 CHANGES = 100
 ENTRIES = 100
 PARTICIPANTS = 50
+RECORD_BYTES = 64 * 1024  # of one record: it becomes one event
+ACTIVITY_BYTES = 1024 * 1024  # of the FULL view
 _LONGEST = timedelta(days=10_000)
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 _STATE = DocumentPlace(DocumentName.STATE.value)
 _METADATA = DocumentPlace(DocumentName.METADATA.value)
@@ -94,7 +98,7 @@ def update(fields: Fields, path: str, given: change_pb2.FlowUpdate) -> ask.Updat
     documents = [
         document(name, place, getattr(given, name) if given.HasField(name) else None)  # type: ignore[arg-type]
         for name, place in FLOW_DOCUMENTS.items()
-        if name in mask
+        if name in mask and (given.HasField(name) or not merging)  # type: ignore[arg-type]  # nothing to merge
     ]
     if "child_data" in mask:
         documents += [
@@ -134,6 +138,8 @@ def activity(fields: Fields, path: str, given: change_pb2.ActivityRecord) -> ask
     if not 1 <= len(given.entries) <= ENTRIES:
         fields.wrong(f"{path}.entries", f"has {len(given.entries)} entries, it must have 1 to {ENTRIES}")
         return ask.RecordActivity(())
+    if (size := given.ByteSize()) > RECORD_BYTES:
+        raise LimitExceeded(f"{path} (bytes)", RECORD_BYTES, size)
     return ask.RecordActivity(tuple(_entry(fields, f"{path}.entries[{at}]", entry) for at, entry in enumerate(given.entries)))
 
 
@@ -268,11 +274,24 @@ def full(
     targets |= {data_of(child.type): child.data for child in found.children}
     for place, text in documents.items():
         _write_document(targets[place], text, form)
-    found.activity.entries.extend(_entry_message(entry) for entry in entries)
+    found.activity.entries.extend(_fitting(entries))
     for kind, total in flow.totals.items():
         if total:
             found.activity.totals.add(kind=kind.value, total=total)
     return found
+
+
+def _fitting(entries: Sequence[ActivityEntry]) -> list[activity_pb2.ActivityEntry]:
+    """The entries in their order; where all of them would be too much for one message, the newest."""
+    messages = [_entry_message(entry) for entry in entries]
+    room = ACTIVITY_BYTES
+    kept = set()
+    for at in sorted(range(len(messages)), key=lambda at: entries[at].time or _NEVER, reverse=True):
+        room -= messages[at].ByteSize()
+        if room < 0:
+            break
+        kept.add(at)
+    return [message for at, message in enumerate(messages) if at in kept]
 
 
 def _write_document(target: document_pb2.Document, text: bytes, form: document_pb2.DocumentForm.ValueType) -> None:

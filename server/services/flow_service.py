@@ -35,6 +35,7 @@ from server.statemachine.values import FlowSummary, Tenant
 
 FLOWS_PAGE, FLOWS_PAGE_MOST = 50, 500
 EVENTS_PAGE, EVENTS_PAGE_MOST = 100, 1000
+EVENTS_BYTES = 4 * 1024 * 1024  # a page ends early rather than to exceed a message
 BATCH_FLOWS = 100
 # Beyond this a request is read, or a response written, beside the event loop.
 INLINE_BYTES = 64 * 1024
@@ -221,9 +222,17 @@ class FlowService:
         if request.page_token:
             (after,) = struct.unpack(">q", page_token.open(self._token_key, purpose, owner, query, request.page_token))
         page = await self._events.page(caller.tenant, flow_id, after, size)
-        last = page.events[-1].event.revision if page.events else after
+        found: list[event_pb2.FlowEvent] = []
+        room = EVENTS_BYTES
+        for stored in page.events:
+            event = convert.event(str(flow_id), stored.event, stored.hash)
+            room -= event.ByteSize()
+            if room < 0 and found:
+                break  # the next page begins with it
+            found.append(event)
+        last = found[-1].revision if found else after
         return pb.ListFlowEventsResponse(
-            events=[convert.event(str(flow_id), stored.event, stored.hash) for stored in page.events],
+            events=found,
             next_page_token=page_token.seal(self._token_key, purpose, owner, query, struct.pack(">q", last)) if last < page.head else "",
             oldest_revision=page.oldest,
             head_revision=page.head,

@@ -169,7 +169,7 @@ class Activity(_message.Message):
     TOTALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActivityEntry]:
-        """By kind, the newest first."""
+        """By kind, the newest first; where all of them would exceed 1 MiB, the newest."""
 
     @_builtins.property
     def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActivityTotal]: ...

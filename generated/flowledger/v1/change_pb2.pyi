@@ -38,7 +38,9 @@ class PhaseTransition(_message.Message):
     child_type: _builtins.str
     """The child that the phase belongs to. May be left out where only one child has a phase of this name."""
     to: _flow_pb2.PhaseState.ValueType
-    """Required. FAILED with a retryable code becomes RETRY_NEEDED while retries are left."""
+    """Required. A failed IN_PROGRESS, WAITING_VALIDATION or WAITING_APPROVAL becomes RETRY_NEEDED when its code is retryable and retries are left, FAILED otherwise:
+    also a worker that asks for RETRY_NEEDED and gives a failure cannot go beyond the limit.
+    """
     reason: _builtins.str
     """Why, and for an approval or a rejection the approver's words; at most 2,000 characters."""
     @_builtins.property
@@ -232,7 +234,7 @@ class FlowUpdate(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which of the fields above to change: display_name, labels, state, metadata, cross_phase_context, child_data, or `*` for all.
-        Left out: those that are present. A document that is in the mask but absent becomes `{}`.
+        Left out: those that are present. A document that is in the mask but absent becomes `{}` (with MERGE_PATCH it stays as it is).
         """
 
     def __init__(
@@ -264,7 +266,7 @@ class ActivityRecord(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_activity_pb2.ActivityEntry]:
-        """1 to 100."""
+        """1 to 100, together at most 64 KiB."""
 
     def __init__(
         self,

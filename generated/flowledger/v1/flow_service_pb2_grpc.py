@@ -41,7 +41,7 @@ class FlowServiceStub(object):
 
     Every error carries google.rpc.ErrorInfo (domain `flowledger`). Any RPC may also fail with
     INVALID_ARGUMENT INVALID_REQUEST (BadRequest, all faulty fields at once), UNAUTHENTICATED NO_CALLER,
-    RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
+    RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual; a message above the server's limit is refused by gRPC itself, without ErrorInfo), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def __init__(self, channel):
@@ -173,7 +173,7 @@ class FlowServiceServicer(object):
 
     Every error carries google.rpc.ErrorInfo (domain `flowledger`). Any RPC may also fail with
     INVALID_ARGUMENT INVALID_REQUEST (BadRequest, all faulty fields at once), UNAUTHENTICATED NO_CALLER,
-    RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
+    RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual; a message above the server's limit is refused by gRPC itself, without ErrorInfo), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def CreateFlow(self, request, context):
@@ -527,7 +527,7 @@ class FlowService(object):
 
     Every error carries google.rpc.ErrorInfo (domain `flowledger`). Any RPC may also fail with
     INVALID_ARGUMENT INVALID_REQUEST (BadRequest, all faulty fields at once), UNAUTHENTICATED NO_CALLER,
-    RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
+    RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual; a message above the server's limit is refused by gRPC itself, without ErrorInfo), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @staticmethod

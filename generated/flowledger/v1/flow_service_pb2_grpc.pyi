@@ -42,7 +42,7 @@ class FlowServiceStub:
 
     Every error carries google.rpc.ErrorInfo (domain `flowledger`). Any RPC may also fail with
       INVALID_ARGUMENT INVALID_REQUEST (BadRequest, all faulty fields at once), UNAUTHENTICATED NO_CALLER,
-      RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
+      RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual; a message above the server's limit is refused by gRPC itself, without ErrorInfo), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @_typing.overload
@@ -202,7 +202,7 @@ class FlowServiceAsyncStub(FlowServiceStub):
 
     Every error carries google.rpc.ErrorInfo (domain `flowledger`). Any RPC may also fail with
       INVALID_ARGUMENT INVALID_REQUEST (BadRequest, all faulty fields at once), UNAUTHENTICATED NO_CALLER,
-      RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
+      RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual; a message above the server's limit is refused by gRPC itself, without ErrorInfo), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -358,7 +358,7 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries google.rpc.ErrorInfo (domain `flowledger`). Any RPC may also fail with
       INVALID_ARGUMENT INVALID_REQUEST (BadRequest, all faulty fields at once), UNAUTHENTICATED NO_CALLER,
-      RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
+      RESOURCE_EXHAUSTED LIMIT_EXCEEDED (limit, actual; a message above the server's limit is refused by gRPC itself, without ErrorInfo), UNAVAILABLE STORE_UNAVAILABLE or DRAINING (RetryInfo), DEADLINE_EXCEEDED, INTERNAL.
     """
 
     @_abc_1.abstractmethod
