@@ -18,6 +18,14 @@ class Tenant:
 
     client_account_id: UUID
     engagement_id: UUID
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.client_account_id, self.engagement_id)))
+
+    def __hash__(self) -> int:
+        # Every commit looks its flow's key up a dozen times, and a UUID hashes itself in Python.
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
