@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Plan:
 
 
 @asynccontextmanager
-async def _opened(stage: Stage, postgres: Postgres, plan: Plan) -> AsyncIterator[list[Measure]]:
+async def _opened(stage: Stage, postgres: Postgres, plan: Plan, trees: dict[str, int]) -> AsyncIterator[list[Measure]]:
     async with AsyncExitStack() as stack:
         match stage:
             case Stage.CEILINGS:
@@ -89,7 +90,7 @@ async def _opened(stage: Stage, postgres: Postgres, plan: Plan) -> AsyncIterator
                 started = await stack.enter_async_context(service(postgres))
                 measures = [*unary_measures(started), stream_measure(started), *watch_measures(started)]
             case Stage.ROWS:
-                measures = await stack.enter_async_context(rows(plan.flows))
+                measures = await stack.enter_async_context(rows(plan.flows, trees))
             case Stage.CHILDREN:
                 measures = await stack.enter_async_context(children(postgres))
         yield measures
@@ -104,14 +105,15 @@ async def _run(plan: Plan, console: Console) -> Run:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that nothing is left running
     async with AsyncExitStack() as stack:
         postgres = await stack.enter_async_context(private_postgres())
+        trees = {"harness": os.getpid(), "postgres": postgres.pid}
         measures: list[Measure] = []
         for stage in plan.needed():
-            measures += await stack.enter_async_context(_opened(stage, postgres, plan))
+            measures += await stack.enter_async_context(_opened(stage, postgres, plan, trees))
         wanted = [measure for measure in measures if plan.wants(measure)]
         if not wanted:
             known = ", ".join(dict.fromkeys(measure.name for measure in measures))
             raise typer.BadParameter(f"that leaves no measure; the stages {', '.join(plan.stages)} have: {known}")
-        with others({"harness": os.getpid(), "postgres": postgres.pid}) as found:
+        with others(trees) as found:
             results = await alternate(wanted, plan.rounds, plan.seconds, heard)
         everything = set(plan.stages) >= set(DEFAULT) and not (plan.only or plan.concurrencies)
         judged = [one for one in judge(results) if everything or one.actual is not None]
@@ -124,7 +126,9 @@ def main(
     concurrency: Annotated[list[int] | None, typer.Option(help="Only at this many callers; repeatable.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; at least 5 for figures to keep.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.2, help="How long each measure runs in each round.")] = 2.0,
-    langgraph_python: Annotated[Path, typer.Option(help="An interpreter with langgraph-checkpoint-postgres, psycopg.")] = Path("python"),
+    langgraph_python: Annotated[
+        Path, typer.Option(help="An interpreter with langgraph-checkpoint-postgres and psycopg.", show_default="this one")
+    ] = Path(sys.executable),
     flows: Annotated[int, typer.Option(min=1, help="Flows of stage rows; each has 20 events.")] = 1_000_000,
     name: Annotated[str | None, typer.Option(help="Record the run as benchmarks/results/DATE-NAME.")] = None,
 ) -> None:

@@ -47,15 +47,17 @@ class _Times:
 
 
 @asynccontextmanager
-async def rows(flows: int) -> AsyncIterator[list[Measure]]:
+async def rows(flows: int, trees: dict[str, int]) -> AsyncIterator[list[Measure]]:
     """The measures ``transition_phase, full`` with ``flows`` flows of 20 events and ``transition_phase, warm`` with 10,000 of them.
 
-    Each has a PostgreSQL and a server of its own; both change 10,000 flows, in the full one picked at random.
+    Each has a PostgreSQL and a server of its own; both change 10,000 flows, in the full one picked at random. The PostgreSQLs are entered
+    in ``trees``, the processes whose work is the run's own.
     """
     async with AsyncExitStack() as stack:
         measures = []
         for name, stored in (("full", flows), ("warm", min(flows, WARM))):
             postgres = await stack.enter_async_context(private_postgres())
+            trees[f"postgres, {name}"] = postgres.pid
             started = await stack.enter_async_context(serving(postgres))
             owner = tenants(1, 1, 14)[0]
             await _multiply(postgres, started, _Times(owner, stored))
