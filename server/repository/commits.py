@@ -18,6 +18,7 @@ from server.repository.batch import batch_of, document_bytes
 from server.repository.commit_statement import Key, Stored, creating, outcome, updating
 from server.repository.database import COLLISIONS, Database, Line
 from server.repository.flows import Flows, Head
+from server.repository.gathering import gathered
 from server.repository.plan import (
     Asked,
     Plan,
@@ -169,7 +170,10 @@ class Commits:
             del self._out[line]
 
     async def _run(self, line: Line) -> None:
-        while taken := self._take():
+        while self._waiting:
+            await gathered(self._waiting, BATCH_COMMITS)
+            if not (taken := self._take()):
+                return
             self._out[line] = asyncio.get_running_loop().time()
             keys = {key for waiting in taken for key in keys_of(waiting)}
             self._busy |= keys

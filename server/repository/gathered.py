@@ -15,6 +15,7 @@ from sqlalchemy import UUID as UUIDType
 from sqlalchemy.types import TypeEngine
 
 from server.repository.database import Database, Line
+from server.repository.gathering import gathered
 from server.repository.statement import Statement
 from server.repository.tables import FLOW_KEY
 from server.statemachine.values import Tenant
@@ -68,6 +69,7 @@ class Gathered(Generic[Read]):
     async def _read_all(self, line: Line) -> None:
         try:
             while self._waiting:
+                await gathered(self._waiting, ASKED)
                 asked = list(self._waiting)[:ASKED]
                 await self._read(line, {one: self._waiting.pop(one) for one in asked})
         finally:
