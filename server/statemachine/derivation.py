@@ -38,10 +38,14 @@ def phase_weight(phase: Phase) -> float:
 
 def child_progress(child: ChildFlow) -> float:
     """The child's progress, 0 to 100, to four decimals."""
-    done = 0.0
-    for share, phase in zip(child.definition.shares, child.phases, strict=True):
-        done += share * phase_weight(phase)
-    return round(100.0 * done, 4)
+    progress = child.memo_progress
+    if progress is None:
+        done = 0.0
+        for share, phase in zip(child.definition.shares, child.phases, strict=True):
+            done += share * phase_weight(phase)
+        progress = round(100.0 * done, 4)
+        object.__setattr__(child, "memo_progress", progress)
+    return progress
 
 
 def child_completed(child: ChildFlow) -> bool:
@@ -51,6 +55,16 @@ def child_completed(child: ChildFlow) -> bool:
 
 def child_status(child: ChildFlow, hold: FlowHold) -> FlowStatus:
     """The child's status under ``hold``; a command does not reach a child that had completed."""
+    if hold is not FlowHold.NONE:
+        return _child_status(child, hold)
+    status = child.memo_status
+    if status is None:
+        status = _child_status(child, hold)
+        object.__setattr__(child, "memo_status", status)
+    return status
+
+
+def _child_status(child: ChildFlow, hold: FlowHold) -> FlowStatus:
     states = [phase.state for phase in child.phases]
     if states.count(PhaseState.COMPLETED) == len(states):
         return FlowStatus.COMPLETED
@@ -111,7 +125,7 @@ def _status(flow: Flow, child: ChildFlow | None, unheld: FlowStatus | None) -> F
 
 def flow_progress(flow: Flow) -> float:
     """The master's progress, 0 to 100: every domain of the journey has the same share."""
-    return round(sum(child_progress(child) for child in flow.children) / len(JOURNEYS[flow.type]), 4)
+    return round(sum([child_progress(child) for child in flow.children]) / len(JOURNEYS[flow.type]), 4)
 
 
 def current_phases(flow: Flow) -> tuple[str, ...]:

@@ -60,6 +60,9 @@ class ChildFlow:
     phases: tuple[Phase, ...]
     create_time: datetime
     update_time: datetime
+    # What derivation.py made of the phases, remembered: a commit asks for it several times, of the child before and of the child after.
+    memo_progress: float | None = field(default=None, init=False, repr=False, compare=False)
+    memo_status: FlowStatus | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def type(self) -> str:
