@@ -23,6 +23,9 @@ from server.statemachine.flow import Occasion
 # Reports of so many phases wait at most; a worker that reports more at once is held back by flow control.
 WAITING_PHASES = 1000
 
+# How long a stream's reports are merged between two commits while they keep coming.
+PACE_SECONDS = 0.02
+
 _Place = tuple[UUID, str, str]
 
 
@@ -103,6 +106,8 @@ class ProgressStream:
             for ended in await asyncio.gather(*commits, return_exceptions=True):  # every one ends before the first error is told
                 if ended is not None:
                     raise ended
+            if self._waiting:  # more is coming in: a gauge need not be stored more often than anybody looks at it
+                await asyncio.sleep(PACE_SECONDS)
 
     async def _commit(self, flow_id: UUID, reports: list[tuple[int, ReportProgress]]) -> None:
         occasion = Occasion(self._caller.user, self._now(), self._new_id, self._limits)

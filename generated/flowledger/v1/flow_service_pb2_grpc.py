@@ -288,7 +288,7 @@ class FlowServiceServicer(object):
     def StreamProgress(self, request_iterator, context):
         """Takes progress reports one after another, for chatty workers. Answers when the caller closes its side.
 
-        Reports of one phase that arrive while a commit is on its way to disk are merged: the newest fraction and the newest message that is not empty win.
+        Reports of one phase that arrive while a commit is on its way to disk, or within 20 ms after it, are merged: the newest fraction and the newest message that is not empty win.
         So committed_count may be smaller than received_count; the last report of a phase is never lost.
         The first report that is refused ends the stream with the error ReportProgress would give (metadata `report_index`); what was merged and accepted before it is committed.
         """

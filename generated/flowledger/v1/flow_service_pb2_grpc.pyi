@@ -121,7 +121,7 @@ class FlowServiceStub:
     StreamProgress: _grpc.StreamUnaryMultiCallable[_flow_service_pb2.StreamProgressRequest, _flow_service_pb2.StreamProgressResponse]
     """Takes progress reports one after another, for chatty workers. Answers when the caller closes its side.
 
-    Reports of one phase that arrive while a commit is on its way to disk are merged: the newest fraction and the newest message that is not empty win.
+    Reports of one phase that arrive while a commit is on its way to disk, or within 20 ms after it, are merged: the newest fraction and the newest message that is not empty win.
     So committed_count may be smaller than received_count; the last report of a phase is never lost.
     The first report that is refused ends the stream with the error ReportProgress would give (metadata `report_index`); what was merged and accepted before it is committed.
     """
@@ -278,7 +278,7 @@ class FlowServiceAsyncStub(FlowServiceStub):
     StreamProgress: _aio.StreamUnaryMultiCallable[_flow_service_pb2.StreamProgressRequest, _flow_service_pb2.StreamProgressResponse]  # type: ignore[assignment]
     """Takes progress reports one after another, for chatty workers. Answers when the caller closes its side.
 
-    Reports of one phase that arrive while a commit is on its way to disk are merged: the newest fraction and the newest message that is not empty win.
+    Reports of one phase that arrive while a commit is on its way to disk, or within 20 ms after it, are merged: the newest fraction and the newest message that is not empty win.
     So committed_count may be smaller than received_count; the last report of a phase is never lost.
     The first report that is refused ends the stream with the error ReportProgress would give (metadata `report_index`); what was merged and accepted before it is committed.
     """
@@ -498,7 +498,7 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_flow_service_pb2.StreamProgressResponse, _abc.Awaitable[_flow_service_pb2.StreamProgressResponse]]:
         """Takes progress reports one after another, for chatty workers. Answers when the caller closes its side.
 
-        Reports of one phase that arrive while a commit is on its way to disk are merged: the newest fraction and the newest message that is not empty win.
+        Reports of one phase that arrive while a commit is on its way to disk, or within 20 ms after it, are merged: the newest fraction and the newest message that is not empty win.
         So committed_count may be smaller than received_count; the last report of a phase is never lost.
         The first report that is refused ends the stream with the error ReportProgress would give (metadata `report_index`); what was merged and accepted before it is committed.
         """
