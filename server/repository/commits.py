@@ -1,7 +1,8 @@
 """The way in: commits that arrive while others are on their way to disk are collected and sent together.
 
 One statement carries the commits of many flows, each flow guarded by itself. Several commits of one flow are applied in the order in
-which they came. There is no timer: a batch is whatever arrived while the last one was out.
+which they came. No timer holds a commit back: a batch is whatever arrived while the last one was out and over the few turns of the
+event loop after it (gathering.py).
 """
 
 from __future__ import annotations
