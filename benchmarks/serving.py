@@ -42,7 +42,7 @@ async def serving(postgres: Postgres) -> AsyncIterator[Serving]:
     with tempfile.TemporaryDirectory(prefix="flserve-") as scratch:
         ready, log = Path(scratch) / "ready", Path(scratch) / "log"
         environment = {**os.environ, "FLOWLEDGER_PORT": "0", "FLOWLEDGER_DATA_DIR": str(postgres.data_dir)}
-        command: list[str | Path] = [sys.executable, "-m", "server", "serve", "--ready-file", ready]
+        command: list[str | Path] = [sys.executable, *os.environ.get("BENCH_SERVER", "-m server").split(), "serve", "--ready-file", ready]
         with log.open("wb") as output:
             async with child_process(command, env=environment, output=output, errors=output) as process:
                 host, port = (await _told(ready, log, process)).rsplit(":", 1)

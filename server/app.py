@@ -24,7 +24,8 @@ from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
 from server.repository.events import Events
 from server.repository.flows import Flows
-from server.services.boundary import Boundary
+from server.services.boundary import Boundary, Tell
+from server.services.deadlines import Deadlines
 from server.services.flow_service import FlowService, Sources
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
@@ -72,6 +73,10 @@ def channel_options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
+def _unheard(*_: object) -> None:
+    """Hears of calls and tells nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A running server."""
@@ -82,8 +87,8 @@ class Server:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Server]:
-    """A server that takes calls while the block lasts; at its end calls under way are given ``drain_seconds``.
+async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Server]:
+    """A server that takes calls while the block lasts; at its end calls under way are given ``drain_seconds``. ``tell`` hears of each call.
 
     Raises EmbeddedError, SchemaError, StoreUnavailable, OSError: each says what to do.
     """
@@ -104,7 +109,7 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
         )
         limits = document.Limits(settings.max_document_bytes)
         service = FlowService(flows, events, commits, watches, Sources(now, new_id), limits, token_key)
-        boundary = Boundary(settings.default_deadline_seconds, settings.max_message_bytes)
+        boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
         checks = health.aio.HealthServicer()
 
         server = grpc.aio.server(options=channel_options(settings))

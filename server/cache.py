@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from uuid import UUID
 
 from server.repository.flows import Head
-from server.statemachine.values import Tenant
-
-Key = tuple[Tenant, UUID]
+from server.statemachine.values import FlowKey
 
 # A head with seven phases measures about this much; the bound on memory is a bound on their number.
 HEAD_BYTES = 6 * 1024
@@ -22,16 +19,16 @@ class Heads:
 
     def __init__(self, max_bytes: int) -> None:
         self._room = max(1, max_bytes // HEAD_BYTES)
-        self._heads: OrderedDict[Key, Head] = OrderedDict()
+        self._heads: OrderedDict[FlowKey, Head] = OrderedDict()
 
-    def get(self, key: Key) -> Head | None:
+    def get(self, key: FlowKey) -> Head | None:
         """The newest head known; None when none is."""
         head = self._heads.get(key)
         if head is not None:
             self._heads.move_to_end(key)
         return head
 
-    def put(self, key: Key, head: Head) -> None:
+    def put(self, key: FlowKey, head: Head) -> None:
         """Remember the head unless a newer one is known."""
         known = self._heads.get(key)
         if known is not None and known.flow.revision >= head.flow.revision:
@@ -41,6 +38,6 @@ class Heads:
         if len(self._heads) > self._room:
             self._heads.popitem(last=False)
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: FlowKey) -> None:
         """Forget the head: it proved to be behind, or nobody knows whether its commit happened."""
         self._heads.pop(key, None)

@@ -16,7 +16,7 @@ import uvloop
 
 from server import embedded as private
 from server.app import running
-from server.log import logging
+from server.log import CallLog, logging
 from server.repository import schema
 from server.settings import Settings, SettingsError, rows
 from server.statemachine.errors import FlowError
@@ -43,8 +43,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Without FLOWLEDGER_DATABASE_URL a private PostgreSQL is started in the data directory."""
     settings = _settings()
-    with logging(settings.log_level, settings.log_format):
-        _run(_serve(settings, ready_file))
+    with logging(settings.log_level, settings.log_format) as calls:
+        _run(_serve(settings, calls, ready_file))
 
 
 @app.command()
@@ -78,12 +78,12 @@ async def _migrate(settings: Settings) -> tuple[str | None, str | None]:
         return await schema.migrate(addresses.owner_url)
 
 
-async def _serve(settings: Settings, ready_file: Path | None) -> None:
+async def _serve(settings: Settings, calls: CallLog, ready_file: Path | None) -> None:
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
-    async with running(settings) as server:
+    async with running(settings, calls) as server:
         _calm_garbage_collection()
         if ready_file is not None:
             _announce(ready_file, server.address)

@@ -8,8 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import orjson
 import structlog
@@ -20,6 +21,51 @@ FLUSH_SECONDS = 0.05
 
 
 Line = structlog.typing.EventDict
+Level = Literal["debug", "info", "warning", "error"]
+_LEVELS: tuple[Level, ...] = get_args(Level)
+# What is worse than a call that ended otherwise than well.
+_ERRORS = frozenset({"INTERNAL", "STORE_UNAVAILABLE", "CHECKPOINT_UNREADABLE"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call that ended, before it is written down."""
+
+    level: Level
+    method: str
+    outcome: str
+    ended: float
+    seconds: float
+    caller: Any
+    flow: str
+    wrong: str
+
+    def line(self) -> Line:
+        """The call's one line: who, what, how it ended and how long it took; never a document."""
+        line: Line = {"level": self.level, "timestamp": self.ended, "event": "call", "method": self.method, "outcome": self.outcome}
+        line["ms"] = round(self.seconds * 1000, 2)
+        if self.caller is not None:
+            tenant = self.caller.tenant
+            line.update(account=str(tenant.client_account_id), engagement=str(tenant.engagement_id), user=self.caller.user)
+        if self.flow:
+            line["flow"] = self.flow
+        if self.wrong:
+            line["error"] = self.wrong
+        return line
+
+
+class CallLog:
+    """Hears of every call that ended, and leaves the writing down to the log's thread."""
+
+    def __init__(self, write: Callable[[_Call], None], level: Level) -> None:
+        self._write = write
+        self._heard = frozenset(_LEVELS[_LEVELS.index(level) :])
+
+    def __call__(self, method: str, outcome: str, started: float, caller: Any, flow: str, wrong: str) -> None:
+        """``started`` is of time.perf_counter; ``wrong`` is what the caller was told, if anything was wrong."""
+        level: Level = "info" if outcome == "OK" else "error" if outcome in _ERRORS else "warning"
+        if level in self._heard:
+            self._write(_Call(level, method, outcome, time.time(), time.perf_counter() - started, caller, flow, wrong))
 
 
 class _Writer:
@@ -27,13 +73,13 @@ class _Writer:
 
     def __init__(self, render: Callable[[Line], str]) -> None:
         self._render = render
-        self._lines: deque[Line] = deque()
+        self._lines: deque[Line | _Call] = deque()
         self._dropped = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
-    def write(self, line: Line) -> None:
+    def write(self, line: Line | _Call) -> None:
         """Hand over one line."""
         if len(self._lines) < WAITING_LINES:
             self._lines.append(line)
@@ -60,13 +106,13 @@ class _Writer:
         if lines := [self._lines.popleft() for _ in range(len(self._lines))]:
             # Nobody may read it any more; serving goes on.
             with suppress(OSError, ValueError):
-                sys.stderr.write("".join(f"{self._render(line)}\n" for line in lines))
+                sys.stderr.write("".join(f"{self._render(line.line() if isinstance(line, _Call) else line)}\n" for line in lines))
                 sys.stderr.flush()
 
 
 @contextmanager
-def logging(level: Literal["debug", "info", "warning", "error"], form: Literal["auto", "json", "console"]) -> Iterator[None]:
-    """The log is set up while the block lasts."""
+def logging(level: Level, form: Literal["auto", "json", "console"]) -> Iterator[CallLog]:
+    """The log is set up while the block lasts; what is yielded hears of calls."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     writer = _Writer(_console_renderer() if console else _json)
     structlog.configure(
@@ -76,7 +122,7 @@ def logging(level: Literal["debug", "info", "warning", "error"], form: Literal["
         cache_logger_on_first_use=True,
     )
     try:
-        yield
+        yield CallLog(writer.write, level)
     finally:
         writer.close()
         structlog.reset_defaults()

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from uuid import UUID
 
-from server.statemachine.values import Tenant
-
-Key = tuple[Tenant, UUID]
+from server.statemachine.values import FlowKey
 
 
 class LocalWakeups:
     """Hints within one process."""
 
     def __init__(self) -> None:
-        self._listeners: dict[Key, set[asyncio.Event]] = {}
+        self._listeners: dict[FlowKey, set[asyncio.Event]] = {}
 
     @contextmanager
-    def hear(self, key: Key) -> Iterator[asyncio.Event]:
+    def hear(self, key: FlowKey) -> Iterator[asyncio.Event]:
         """A flag that is raised whenever the flow moved; clear it before reading, so that a hint that comes meanwhile is not lost."""
         moved = asyncio.Event()
         self._listeners.setdefault(key, set()).add(moved)
@@ -31,7 +28,7 @@ class LocalWakeups:
             if not listeners:
                 del self._listeners[key]
 
-    def ring(self, key: Key) -> None:
+    def ring(self, key: FlowKey) -> None:
         """Tell whoever listens that the flow moved."""
         for moved in self._listeners.get(key, ()):
             moved.set()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
-from uuid import UUID
 
 import orjson
 
 from server.repository import codec
-from server.repository.commit_statement import WIDE, Batch, Key, Row, child_table
+from server.repository.commit_statement import Batch, Row, child_table
 from server.repository.document_store import packed
 from server.repository.flows import Head
 from server.repository.requests import Committed
@@ -19,7 +17,8 @@ from server.statemachine.change import Change, MergeDocument, ReplaceDocument, S
 from server.statemachine.derivation import child_progress, child_status
 from server.statemachine.document import sha256
 from server.statemachine.flow import Outcome
-from server.statemachine.values import ActivityEntry, ActivityKind, ChildFlow, DocumentPlace, Flow
+from server.statemachine.value import dataclass
+from server.statemachine.values import ActivityEntry, ActivityKind, ChildFlow, DocumentPlace, Flow, FlowKey
 
 _NO_TOTALS = ",".join("0" for _ in ActivityKind)
 
@@ -71,87 +70,67 @@ def document_bytes(changes: Iterable[Change]) -> int:
     return total
 
 
-async def batch_of(steps: Sequence[Step]) -> Batch:
-    """The rows of all steps. Steps of one flow stand in their order; the flow's row is guarded by the first and filled by the last."""
-    flows: dict[Key, _Moves] = {}
-    for step in steps:
-        flow = step.outcome.flow
-        key = flow.tenant, flow.flow_id
-        moves = flows.get(key)
-        if moves is None:
-            flows[key] = moves = _Moves(step)
-        moves.add(step)
+async def batch_of(flows: Mapping[FlowKey, Sequence[Step]]) -> Batch:
+    """The rows of each flow's steps, which stand in their order; a flow's row is guarded by the first and filled by the last."""
     batch = Batch()
     # In the order of the key, so that two processes lock the rows of their batches in the same order.
-    for place, key in enumerate(sorted(flows, key=_sorted_by) if len(flows) > 1 else flows):
-        moves = flows[key]
-        batch.keys.append(key)
-        batch.flows.append(_flow_row(place, moves))
-        batch.wide |= moves.wide
-        for step in moves.steps:
-            event = step.outcome.event
-            batch.events.append((place, event.revision, event.time, event.actor, step.body, step.hash))
-        last = moves.steps[-1].outcome
-        for child in last.flow.children:
-            if child.type in moves.born:
-                batch.born_children.setdefault(child_table(child.type), []).append(_born_row(place, last.flow, child))
-            elif child.type in moves.changed:
-                batch.children.setdefault(child_table(child.type), []).append(_child_row(place, last.flow, child))
-        for at, (revision, text) in moves.documents.items():
-            body = await packed(text)
-            batch.documents.append((place, revision, len(text), at.name, at.child_type, sha256(text), body))
-        for (kind, slot), entry in moves.activity.items():
-            told = (entry.sequence, entry.time, kind.value, slot, entry.actor, codec.entry_to_text(entry))
-            batch.activity.append((place, *told))
+    for place, key in enumerate(sorted(flows)):
+        await _put(batch, place, key, flows[key])
+    if batch.wide:
+        batch.flows = [(*row, *_wide(flows[key][-1].outcome.flow)) for key, row in zip(batch.keys, batch.flows, strict=True)]
     return batch
 
 
-class _Moves:
-    """What the steps of one flow come to together."""
-
-    __slots__ = ("activity", "born", "changed", "documents", "steps", "wide")
-
-    def __init__(self, first: Step) -> None:
-        self.steps: list[Step] = []
-        self.wide = first.before is None
-        self.born: set[str] = set()
-        self.changed: set[str] = set()
-        self.documents: dict[DocumentPlace, tuple[int, bytes]] = {}
-        self.activity: dict[tuple[ActivityKind, int], ActivityEntry] = {}
-
-    def add(self, step: Step) -> None:
-        """Note what the step changes."""
-        self.steps.append(step)
-        before, outcome = step.before, step.outcome
-        flow = outcome.flow
-        known = () if before is None else before.children
-        held = before is not None and before.hold is not flow.hold
-        for at, child in enumerate(flow.children):
-            if at >= len(known):
-                self.born.add(child.type)
-            elif held or known[at] is not child:
-                self.changed.add(child.type)
-        self.wide |= before is None or not all(getattr(before, name) is getattr(flow, name) for name in WIDE)
-        for place, text in outcome.documents.items():
-            self.documents[place] = flow.revision, text
+async def _put(batch: Batch, place: int, key: FlowKey, steps: Sequence[Step]) -> None:
+    before, last = steps[0].before, steps[-1]
+    flow = last.outcome.flow
+    batch.keys.append(key)
+    batch.flows.append(_lean(place, steps[0].expected, last))
+    batch.wide = batch.wide or before is None or _differs(before, flow)
+    known = () if before is None else before.children
+    held = before is not None and before.hold is not flow.hold
+    for at, child in enumerate(flow.children):
+        if at >= len(known):
+            batch.born_children.setdefault(child_table(child.type), []).append(_born_row(place, flow, child))
+        elif held or known[at] is not child:
+            batch.children.setdefault(child_table(child.type), []).append(_child_row(place, flow, child))
+    documents: dict[DocumentPlace, tuple[int, bytes]] = {}
+    activity: dict[tuple[ActivityKind, int], ActivityEntry] = {}
+    for step in steps:
+        outcome = step.outcome
+        event = outcome.event
+        batch.events.append((place, event.revision, event.time, event.actor, step.body, step.hash))
+        for document, text in outcome.documents.items():
+            documents[document] = event.revision, text
         for entry in outcome.activity:
-            self.activity[entry.kind, (entry.sequence - 1) % ACTIVITY_SLOTS] = entry
+            activity[entry.kind, (entry.sequence - 1) % ACTIVITY_SLOTS] = entry
+    for document, (revision, text) in documents.items():
+        body = await packed(text)
+        batch.documents.append((place, revision, len(text), document.name, document.child_type, sha256(text), body))
+    for (kind, slot), entry in activity.items():
+        batch.activity.append((place, entry.sequence, entry.time, kind.value, slot, entry.actor, codec.entry_to_text(entry)))
 
 
-def _sorted_by(key: Key) -> tuple[UUID, UUID, UUID]:
-    tenant, flow_id = key
-    return tenant.client_account_id, tenant.engagement_id, flow_id
+def _differs(before: Flow, after: Flow) -> bool:
+    """Whether one of the columns differs that are written only then: commit_statement.WIDE."""
+    return not (
+        before.hold is after.hold
+        and before.display_name is after.display_name
+        and before.labels is after.labels
+        and before.hold_reason is after.hold_reason
+        and before.delete_time is after.delete_time
+    )
 
 
-def _flow_row(place: int, moves: _Moves) -> Row:
-    last = moves.steps[-1]
-    flow, said, totals = last.outcome.flow, last.outcome.summary, last.outcome.flow.totals
-    lean = (
+def _lean(place: int, expected: int, last: Step) -> Row:
+    flow, said = last.outcome.flow, last.outcome.summary
+    tenant, totals = flow.tenant, flow.totals
+    return (
         place,
-        flow.tenant.client_account_id,
-        flow.tenant.engagement_id,
+        tenant.client_account_id,
+        tenant.engagement_id,
         flow.flow_id,
-        moves.steps[0].expected,
+        expected,
         flow.revision,
         said.progress,
         flow.update_time,
@@ -163,9 +142,12 @@ def _flow_row(place: int, moves: _Moves) -> Row:
         ",".join([str(totals.get(kind, 0)) for kind in ActivityKind]) if totals else _NO_TOTALS,
         last.hash,
     )
+
+
+def _wide(flow: Flow) -> Row:
     labels = orjson.dumps(dict(flow.labels)).decode() if flow.labels else "{}"
     wide = (flow.hold.name, flow.hold_reason, flow.display_name, labels, flow.delete_time)
-    return (*lean, *wide, flow.type, flow.created_by, flow.create_time)
+    return (*wide, flow.type, flow.created_by, flow.create_time)
 
 
 def _child_row(place: int, flow: Flow, child: ChildFlow) -> Row:

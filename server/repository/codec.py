@@ -28,28 +28,32 @@ def time_of(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
-def phase_to_json(phase: Phase) -> JsonObject:
-    """The phase without what has its default."""
-    found: JsonObject = {"name": phase.name, "state": _STATE_NAME[phase.state]}
-    if phase.fraction:
-        found["fraction"] = phase.fraction
-    if phase.message:
-        found["message"] = phase.message
-    if phase.retry_count:
-        found["retry_count"] = phase.retry_count
-    if phase.failure is not None:
-        found["failure"] = {"code": phase.failure.code.name, "message": phase.failure.message}
-    if phase.start_time is not None:
-        found["start_time"] = phase.start_time
-    if phase.state_time is not None:
-        found["state_time"] = phase.state_time
-    if phase.end_time is not None:
-        found["end_time"] = phase.end_time
-    return found
+def phase_to_text(phase: Phase) -> bytes:
+    """The phase as JSON text, without what has its default."""
+    text = phase.memo_text
+    if text is None:
+        found: JsonObject = {"name": phase.name, "state": _STATE_NAME[phase.state]}
+        if phase.fraction:
+            found["fraction"] = phase.fraction
+        if phase.message:
+            found["message"] = phase.message
+        if phase.retry_count:
+            found["retry_count"] = phase.retry_count
+        if phase.failure is not None:
+            found["failure"] = {"code": phase.failure.code.name, "message": phase.failure.message}
+        if phase.start_time is not None:
+            found["start_time"] = phase.start_time
+        if phase.state_time is not None:
+            found["state_time"] = phase.state_time
+        if phase.end_time is not None:
+            found["end_time"] = phase.end_time
+        text = orjson.dumps(found, option=_UTC_Z)
+        object.__setattr__(phase, "memo_text", text)
+    return text
 
 
 def phase_from_json(found: JsonObject) -> Phase:
-    """The phase that ``phase_to_json`` wrote."""
+    """The phase that ``phase_to_text`` wrote."""
     failure = found.get("failure")
     return Phase(
         found["name"],
@@ -66,7 +70,7 @@ def phase_from_json(found: JsonObject) -> Phase:
 
 def phases_to_text(phases: tuple[Phase, ...]) -> str:
     """A child's phases as JSON text."""
-    return orjson.dumps([phase_to_json(phase) for phase in phases], option=_UTC_Z).decode()
+    return f"[{b','.join([phase_to_text(phase) for phase in phases]).decode()}]"
 
 
 def child_from_row(definition: Definition, row: tuple[Any, ...]) -> ChildFlow:
@@ -122,7 +126,11 @@ def _child_started(fact: told.ChildStarted) -> JsonObject:
 
 
 def _phase_changed(fact: told.PhaseChanged) -> JsonObject:
-    found: JsonObject = {"child": fact.child_type, "before": phase_to_json(fact.before), "after": phase_to_json(fact.after)}
+    found: JsonObject = {
+        "child": fact.child_type,
+        "before": orjson.Fragment(phase_to_text(fact.before)),
+        "after": orjson.Fragment(phase_to_text(fact.after)),
+    }
     if fact.reason:
         found["reason"] = fact.reason
     if fact.taken_along_by:
@@ -228,9 +236,8 @@ def event_from_row(revision: int, time: datetime, actor: str, body: str) -> told
 
 def chained(before: bytes, tenant: Tenant, flow_id: UUID, event: told.Event, body: str) -> bytes:
     """SHA-256 over the hash of the event before and everything that the event's row says, each part behind its length."""
-    hasher = hashlib.sha256(before)
-    hasher.update(tenant.client_account_id.bytes + tenant.engagement_id.bytes + flow_id.bytes)
+    parts = [before, tenant.client_account_id.bytes, tenant.engagement_id.bytes, flow_id.bytes]
     for part in (str(event.revision), event.time.isoformat(), event.actor, body):
         text = part.encode()
-        hasher.update(len(text).to_bytes(8, "big") + text)
-    return hasher.digest()
+        parts += len(text).to_bytes(8, "big"), text
+    return hashlib.sha256(b"".join(parts)).digest()

@@ -6,17 +6,17 @@
     moved     UPDATE flows ... WHERE revision = expected, or INSERT for new flows
     put_...   events, children, documents, activity and request ids of the flows in ``moved``, and of no other
 
-Only the parts and columns that a batch needs are in its statement: a progress report sends neither labels nor documents.
+Only the parts and columns that a batch needs are in its statement: a progress report sends neither labels nor documents. Where each part
+has one row the values stand in the statement by themselves, which costs PostgreSQL a quarter less than arrays of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
@@ -26,6 +26,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     SmallInteger,
+    Subquery,
     Table,
     TableValuedAlias,
     Text,
@@ -47,7 +48,8 @@ from sqlalchemy.types import TypeEngine
 
 from server.repository.statement import Statement, gate, opened, same_flow
 from server.repository.tables import CUSTOM, FLOW_KEY, activity, children, documents, events, flows, requests
-from server.statemachine.values import Tenant
+from server.statemachine.value import dataclass
+from server.statemachine.values import FlowKey
 
 Columns = Mapping[str, TypeEngine[Any]]
 _U, _T, _B, _TIME, _I = UUIDType(), Text(), LargeBinary(), TIMESTAMP(timezone=True), BigInteger()
@@ -87,14 +89,14 @@ _ACTIVITY: Columns = {
 _REQUEST: Columns = {**_PLACE, "request_id": _U, "create_time": _TIME, "payload_hash": _B, "answer": _B}
 
 Row = tuple[object, ...]
-Key = tuple[Tenant, UUID]
+Given = TableValuedAlias | Subquery
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class Batch:
     """The rows of many commits, part by part, each in the order of the part's columns; the first is the flow's place in ``keys``."""
 
-    keys: list[Key] = field(default_factory=list)
+    keys: list[FlowKey] = field(default_factory=list)
     wide: bool = False
     flows: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
@@ -109,8 +111,8 @@ class Batch:
 class Stored:
     """What became of a batch: the flows that moved, and those left alone because a request of theirs had been answered before."""
 
-    moved: frozenset[Key]
-    answered: frozenset[Key]
+    moved: frozenset[FlowKey]
+    answered: frozenset[FlowKey]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class _Shape:
 
     new: bool
     wide: bool
+    lone: bool
     children: tuple[str, ...]
     born_children: tuple[str, ...]
     documents: bool
@@ -149,9 +152,11 @@ def outcome(batch: Batch, rows: Sequence[Any]) -> Stored:
 
 
 def _shape(batch: Batch, *, new: bool) -> _Shape:
+    parts = [*batch.children.values(), *batch.born_children.values(), batch.documents, batch.activity, batch.requests]
     return _Shape(
         new,
         batch.wide or new,
+        len(batch.flows) == 1 and len(batch.events) == 1 and all(len(part) <= 1 for part in parts),
         tuple(sorted(batch.children)),
         tuple(sorted(batch.born_children)),
         bool(batch.documents),
@@ -193,13 +198,13 @@ def _prepared(batch: Batch, shape: _Shape) -> tuple[Statement, dict[str, object]
     values: dict[str, object] = {}
     for part, parameters in names:
         # A row may have more columns than the shape asks for: those of the wide shape stand last.
-        values.update(zip(parameters, zip(*rows[part], strict=True), strict=False))
+        values.update(zip(parameters, rows[part][0] if shape.lone else zip(*rows[part], strict=True), strict=False))
     return statement, values
 
 
 @lru_cache(maxsize=512)
 def _statement(shape: _Shape) -> tuple[Statement, tuple[tuple[str, tuple[str, ...]], ...]]:
-    given = {part: _given(part, columns) for part, columns in _parts(shape)}
+    given = {part: (_alone if shape.lone else _given)(part, columns) for part, columns in _parts(shape)}
     opener, asked, request = gate(), given["asked"], given.get("request")
     answered = None if request is None else _answered(opener, asked, request)
     moved = (_created if shape.new else _moved)(opener, asked, answered, _columns(shape))
@@ -224,7 +229,11 @@ def _given(part: str, columns: Columns) -> TableValuedAlias:
     return func.unnest(*arrays).table_valued(*(column(name, kind) for name, kind in columns.items())).render_derived(name=part)
 
 
-def _converted(given: TableValuedAlias, name: str) -> Any:
+def _alone(part: str, columns: Columns) -> Subquery:
+    return select(*(bindparam(f"{part}_{name}", type_=kind).label(name) for name, kind in columns.items())).subquery(part)
+
+
+def _converted(given: Given, name: str) -> Any:
     value = given.c[name]
     match name:
         case "current_phases":
@@ -237,7 +246,7 @@ def _converted(given: TableValuedAlias, name: str) -> Any:
             return value
 
 
-def _answered(opener: CTE, asked: TableValuedAlias, request: TableValuedAlias) -> CTE:
+def _answered(opener: CTE, asked: Given, request: Given) -> CTE:
     return (
         select(request.c.place, request.c.request_id)
         .where(
@@ -251,11 +260,11 @@ def _answered(opener: CTE, asked: TableValuedAlias, request: TableValuedAlias) -
     )
 
 
-def _fresh(asked: TableValuedAlias, answered: CTE | None) -> list[Any]:
+def _fresh(asked: Given, answered: CTE | None) -> list[Any]:
     return [] if answered is None else [~exists().where(answered.c.place == asked.c.place)]
 
 
-def _moved(opener: CTE, asked: TableValuedAlias, answered: CTE | None, columns: Columns) -> CTE:
+def _moved(opener: CTE, asked: Given, answered: CTE | None, columns: Columns) -> CTE:
     changing = [name for name in columns if name not in _ASKED]
     return (
         update(flows)
@@ -266,7 +275,7 @@ def _moved(opener: CTE, asked: TableValuedAlias, answered: CTE | None, columns: 
     )
 
 
-def _created(opener: CTE, asked: TableValuedAlias, answered: CTE | None, columns: Columns) -> CTE:
+def _created(opener: CTE, asked: Given, answered: CTE | None, columns: Columns) -> CTE:
     names = [name for name in columns if name not in ("place", "expected")]
     rows = select(*(_converted(asked, name) for name in names)).where(opened(opener), *_fresh(asked, answered))
     stored = upsert(flows).from_select(names, rows).on_conflict_do_nothing().returning(*(flows.c[key] for key in FLOW_KEY)).cte("stored")
@@ -274,7 +283,7 @@ def _created(opener: CTE, asked: TableValuedAlias, answered: CTE | None, columns
     return select(asked.c.place, *(stored.c[key] for key in FLOW_KEY)).where(*same_flow(stored, asked)).cte("moved")
 
 
-def _changed(name: str, given: TableValuedAlias, moved: CTE, opener: CTE) -> CTE:
+def _changed(name: str, given: Given, moved: CTE, opener: CTE) -> CTE:
     """The children of moved flows that were there before."""
     table = children[name]
     changing = [column for column in _CHILD if column not in ("place", "type")]
@@ -287,7 +296,7 @@ def _changed(name: str, given: TableValuedAlias, moved: CTE, opener: CTE) -> CTE
     )
 
 
-def _put(part: str, table: Table, given: TableValuedAlias, columns: Columns, moved: CTE, opener: CTE) -> CTE:
+def _put(part: str, table: Table, given: Given, columns: Columns, moved: CTE, opener: CTE) -> CTE:
     """The rows of ``part`` whose flow moved, put into ``table``; documents and activity take the place of what is there."""
     own = [name for name in columns if name != "place"]
     rows = select(*(moved.c[key] for key in FLOW_KEY), *(_converted(given, name) for name in own))

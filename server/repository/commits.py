@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil
 
 import asyncpg
 
 from server.cache import Heads
 from server.repository import requests
 from server.repository.batch import batch_of, document_bytes
-from server.repository.commit_statement import Key, Stored, creating, outcome, updating
+from server.repository.commit_statement import Stored, creating, outcome, updating
 from server.repository.database import COLLISIONS, Database, Line
 from server.repository.flows import Flows, Head
+from server.repository.gathered import tenants_of
 from server.repository.gathering import gathered
 from server.repository.plan import (
     Asked,
@@ -36,7 +38,7 @@ from server.repository.plan import (
 )
 from server.repository.requests import Answered, Committed, Request
 from server.statemachine.errors import Draining, FlowError, FlowExists, FlowNotFound, StoreUnavailable
-from server.statemachine.values import DocumentPlace, Tenant
+from server.statemachine.values import DocumentPlace, FlowKey, Tenant
 
 ATTEMPTS = 10
 # One batch holds at most this many commits, and documents of about this size: a large one would make the small ones wait.
@@ -53,7 +55,7 @@ WAITING_COMMITS = 20_000
 class Commits:
     """Collects commits and stores them."""
 
-    def __init__(self, database: Database, flows: Flows, heads: Heads, ring: Callable[[Key], None], lanes: int) -> None:
+    def __init__(self, database: Database, flows: Flows, heads: Heads, ring: Callable[[FlowKey], None], lanes: int) -> None:
         """``ring`` is told of every flow that moved; ``lanes`` transactions at most are out at a time."""
         self._database, self._flows, self._heads, self._ring = database, flows, heads, ring
         self._waiting: deque[Waiting] = deque()
@@ -62,6 +64,8 @@ class Commits:
         self._out: dict[Line, float] = {}  # since when each busy lane's batch has been out
         self._spare: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
+        self._open = 0  # callers that wait for their commit
+        self._crowd = 1.0
         self._closed = False
 
     async def commit(self, asked: Asked) -> Committed | Answered:
@@ -79,7 +83,11 @@ class Commits:
             self._open_lane()
         elif self._spare is None and self._idle:
             self._spare = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._relieve)
-        return await waiting.done
+        self._open += 1
+        try:
+            return await waiting.done
+        finally:
+            self._open -= 1
 
     def _open_lane(self) -> None:
         line = self._idle.pop()
@@ -130,7 +138,7 @@ class Commits:
                 raise
             steps = [plan.steps[0] for plan in plans]
             results = [step.committed for step in steps]
-            batch = await batch_of(steps)
+            batch = await batch_of({one.key: [step] for one, step in zip(asked, steps, strict=True)})
             if request is not None:
                 batch.requests.append(request_row(0, request, results, asked[0].occasion.now))
             try:
@@ -172,7 +180,8 @@ class Commits:
 
     async def _run(self, line: Line) -> None:
         while self._waiting:
-            await gathered(self._waiting, BATCH_COMMITS)
+            await gathered(self._waiting, min(BATCH_COMMITS, ceil(self._crowd)))
+            self._crowd = max(self._open, self._crowd * 0.97)
             if not (taken := self._take()):
                 return
             self._out[line] = asyncio.get_running_loop().time()
@@ -217,7 +226,7 @@ class Commits:
 
     async def _store(self, taken: Sequence[Waiting], line: Line) -> None:
         for attempt in range(ATTEMPTS):
-            groups: dict[Key, list[Waiting]] = {}
+            groups: dict[FlowKey, list[Waiting]] = {}
             for waiting in taken:
                 if not waiting.done.done():
                     groups.setdefault(waiting.asked.key, []).append(waiting)
@@ -231,12 +240,12 @@ class Commits:
         for waiting in taken:
             waiting.fail(StoreUnavailable(f"others changed this flow in each of {ATTEMPTS} attempts: retry in a moment"))
 
-    async def _store_locked(self, key: Key, group: list[Waiting]) -> None:
+    async def _store_locked(self, key: FlowKey, group: list[Waiting]) -> None:
         """Read the flow under its lock and write it in the same transaction: slower, and sure to come through."""
         self._heads.drop(key)
         stored: Stored | None = None
-        async with self._database.begin([key[0]]) as transaction:
-            head = await self._flows.lock(transaction, *key)
+        async with self._database.begin([key.tenant]) as transaction:
+            head = await self._flows.lock(transaction, key)
             plan = applied(head, group, {}) if head is not None else unknown(key, group)
             if plan.steps:
                 batch = await batch_of_plans({key: plan})  # without documents nothing of it waits
@@ -247,10 +256,10 @@ class Commits:
         else:
             await self._settle({key: plan}, stored)
 
-    async def _plans(self, groups: Mapping[Key, list[Waiting]]) -> dict[Key, Plan]:
+    async def _plans(self, groups: Mapping[FlowKey, list[Waiting]]) -> dict[FlowKey, Plan]:
         """A plan for each flow. What a remembered head refuses is tried again on the database's own before anybody is told so."""
-        plans: dict[Key, Plan] = {}
-        doubtful: list[Key] = []
+        plans: dict[FlowKey, Plan] = {}
+        doubtful: list[FlowKey] = []
         for key, group in groups.items():
             if group[0].asked.birth is not None:
                 plans[key] = birth_plan(group[0])
@@ -262,19 +271,21 @@ class Commits:
                 doubtful.append(key)
             else:
                 plans[key] = plan
-        read = await asyncio.gather(*(self._flows.head(*key) for key in doubtful), return_exceptions=True)
-        for key, found in zip(doubtful, read, strict=True):
-            try:
-                if isinstance(found, BaseException):
-                    raise found
-                plans[key] = await self._plan_certain(key, found, groups[key])
-            except Exception as error:  # noqa: BLE001 - one flow that cannot be read, or has no rule for its state, fails alone
-                self._failed(groups[key], error)
-        idle = [plan for plan in plans.values() if not plan.steps]
-        await self._refuse([pair for plan in idle for pair in plan.refused])
+        if doubtful:
+            read = await asyncio.gather(*(self._flows.head(key) for key in doubtful), return_exceptions=True)
+            for key, found in zip(doubtful, read, strict=True):
+                try:
+                    if isinstance(found, BaseException):
+                        raise found
+                    plans[key] = await self._plan_certain(key, found, groups[key])
+                except Exception as error:  # noqa: BLE001 - one flow that cannot be read, or has no rule for its state, fails alone
+                    self._failed(groups[key], error)
+        for plan in plans.values():
+            if not plan.steps:
+                await self._refuse(plan.refused)
         return plans
 
-    async def _plan_certain(self, key: Key, head: Head | None, group: list[Waiting]) -> Plan:
+    async def _plan_certain(self, key: FlowKey, head: Head | None, group: list[Waiting]) -> Plan:
         self._heads.drop(key)  # what was remembered may be of another revision than this one, older or newer
         if head is None:
             return unknown(key, group)
@@ -312,19 +323,19 @@ class Commits:
         """What ``commit_together`` would come to, with nothing written."""
         return [plan.steps[0].committed for plan in await self._plan_together(asked)]
 
-    async def _write(self, plans: Mapping[Key, Plan], line: Line) -> None:
+    async def _write(self, plans: Mapping[FlowKey, Plan], line: Line) -> None:
         born = {key: plan for key, plan in plans.items() if plan.head is None}
         moved = {key: plan for key, plan in plans.items() if plan.head is not None}
         for part in (born, moved):
             if part:
                 await self._write_part(part, line)
 
-    async def _write_part(self, plans: Mapping[Key, Plan], line: Line) -> None:
+    async def _write_part(self, plans: Mapping[FlowKey, Plan], line: Line) -> None:
         batch = await batch_of_plans(plans)
         new = next(iter(plans.values())).head is None
         statement, values = creating(batch) if new else updating(batch)
         try:
-            stored = outcome(batch, await line.send(dict.fromkeys(tenant for tenant, _ in plans), statement, values))
+            stored = outcome(batch, await line.send(tenants_of(plans), statement, values))
         except COLLISIONS:
             return
         except asyncpg.PostgresError as error:
@@ -332,19 +343,21 @@ class Commits:
             return
         await self._settle(plans, stored)
 
-    async def _settle(self, plans: Mapping[Key, Plan], stored: Stored) -> None:
+    async def _settle(self, plans: Mapping[FlowKey, Plan], stored: Stored) -> None:
         """Tell everybody what became of it. Who is told nothing is tried again."""
         for key, plan in plans.items():
             if key in stored.moved:
-                await self._arrived(key, plan)
+                self._arrived(key, plan)
+                if plan.refused:
+                    await self._refuse(plan.refused)  # only now: what they were refused for has happened
             elif key in stored.answered:
                 await self._answer(plan)
             elif plan.head is None:
-                await self._refuse([(waiting, FlowExists(key[1])) for waiting in plan.carried])
+                await self._refuse([(waiting, FlowExists(key.flow_id)) for waiting in plan.carried])
             else:
                 self._heads.drop(key)
 
-    async def _write_apart(self, plans: Mapping[Key, Plan], line: Line, error: asyncpg.PostgresError) -> None:
+    async def _write_apart(self, plans: Mapping[FlowKey, Plan], line: Line, error: asyncpg.PostgresError) -> None:
         """One flow's fault must not be another's: send each by itself; what fails alone is told so."""
         if len(plans) > 1:
             for key, plan in plans.items():
@@ -356,13 +369,12 @@ class Commits:
                 for waiting in plan.carried:
                     waiting.fail(error)
 
-    async def _arrived(self, key: Key, plan: Plan) -> None:
+    def _arrived(self, key: FlowKey, plan: Plan) -> None:
         last = plan.steps[-1]
         self._heads.put(key, Head(last.outcome.flow, last.hash))
         for waiting, step in zip(plan.carried, plan.steps, strict=True):
             waiting.succeed(step.committed)
         self._ring(key)
-        await self._refuse(plan.refused)  # only now: what they were refused for has happened
 
     async def _answer(self, plan: Plan) -> None:
         for waiting in plan.carried:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -15,7 +14,8 @@ from server.repository.statement import Statement, gated, same_flow
 from server.repository.tables import events, flows
 from server.statemachine.errors import FlowNotFound, RevisionCompacted, RevisionInFuture
 from server.statemachine.event import Event
-from server.statemachine.values import Tenant
+from server.statemachine.value import dataclass
+from server.statemachine.values import FlowKey, Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Events:
 
     async def span(self, tenant: Tenant, flow_id: UUID) -> EventPage:
         """Where the flow's history starts and ends, without events. Raises FlowNotFound."""
-        found = await self._pages.get(tenant, flow_id, 0, 0)
+        found = await self._pages.get(FlowKey(tenant, flow_id), 0, 0)
         if found is None:
             raise FlowNotFound(flow_id)
         return found
@@ -76,7 +76,7 @@ class Events:
         Raises FlowNotFound; RevisionInFuture when the flow has not come to ``after``; RevisionCompacted when an event right after it is
         no longer kept.
         """
-        found = await self._pages.get(tenant, flow_id, after, size)
+        found = await self._pages.get(FlowKey(tenant, flow_id), after, size)
         if found is None:
             raise FlowNotFound(flow_id)
         if after > found.head:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, unique
 from typing import Any, TypeVar
@@ -26,13 +25,14 @@ from server.repository import codec
 from server.repository.database import Database, Transaction
 from server.repository.document_store import unpacked
 from server.repository.filter import Filter, Order, after, condition, sorting
-from server.repository.gathered import Gathered, Key, wanted, wanted_values
+from server.repository.gathered import Gathered, tenants_of, wanted, wanted_values
 from server.repository.statement import Statement, gated, mine, same_flow
 from server.repository.tables import activity, children, documents, flows
 from server.statemachine.errors import FlowNotFound
 from server.statemachine.graphs import BUILT_IN, JOURNEYS
 from server.statemachine.states import FlowHold, FlowStatus
-from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, Flow, FlowSummary, Tenant
+from server.statemachine.value import dataclass
+from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, Flow, FlowKey, FlowSummary, Tenant
 
 _STATUS = {status.name: status for status in FlowStatus}
 _HOLD = {hold.name: hold for hold in FlowHold}
@@ -202,7 +202,7 @@ class Flows:
 
     async def summary(self, tenant: Tenant, flow_id: UUID) -> FlowSummary:
         """The flow's hot row. Raises FlowNotFound."""
-        found = await self._summaries.get(tenant, flow_id)
+        found = await self._summaries.get(FlowKey(tenant, flow_id))
         if found is None:
             raise FlowNotFound(flow_id)
         return found
@@ -211,21 +211,20 @@ class Flows:
         """The flows' hot rows in the order asked for. Raises FlowNotFound for the first that is missing."""
         return await _each(self._summaries, tenant, flow_ids)
 
-    async def heads(self, keys: Sequence[Key]) -> dict[Key, Head]:
+    async def heads(self, keys: Sequence[FlowKey]) -> dict[FlowKey, Head]:
         """The flows with their children, those that there are."""
-        rows = await self._database.read({tenant for tenant, _ in keys}, _HEADS, wanted_values(keys))
-        found = [_head(row[1:]) for row in rows]
-        return {(head.flow.tenant, head.flow.flow_id): head for head in found}
+        rows = await self._database.read(tenants_of(keys), _HEADS, wanted_values(keys))
+        return {keys[row[0]]: _head(row[1:]) for row in rows}
 
-    async def head(self, tenant: Tenant, flow_id: UUID) -> Head | None:
+    async def head(self, key: FlowKey) -> Head | None:
         """The flow with its children; None when there is none."""
-        return await self._heads.get(tenant, flow_id)
+        return await self._heads.get(key)
 
-    async def lock(self, transaction: Transaction, tenant: Tenant, flow_id: UUID) -> Head | None:
+    async def lock(self, transaction: Transaction, key: FlowKey) -> Head | None:
         """The flow with its children, its row locked until the transaction ends; None when there is none."""
-        rows = await transaction.rows(_LOCKED, wanted_values([(tenant, flow_id)]))
+        rows = await transaction.rows(_LOCKED, wanted_values([key]))
         # The lock may have been waited for, and the children were read before: read all of it again under the lock.
-        found = await transaction.rows(_HEADS, wanted_values([(tenant, flow_id)])) if rows else []
+        found = await transaction.rows(_HEADS, wanted_values([key])) if rows else []
         return _head(found[0][1:]) if found else None
 
     async def flows(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[Flow]:
@@ -268,9 +267,9 @@ class Flows:
 
 async def _each(reads: Gathered[_Found], tenant: Tenant, flow_ids: Sequence[UUID]) -> list[_Found]:
     if len(flow_ids) == 1:
-        found = [await reads.get(tenant, flow_ids[0])]
+        found = [await reads.get(FlowKey(tenant, flow_ids[0]))]
     else:
-        found = await asyncio.gather(*(reads.get(tenant, flow_id) for flow_id in flow_ids))
+        found = await asyncio.gather(*(reads.get(FlowKey(tenant, flow_id)) for flow_id in flow_ids))
     for flow_id, one in zip(flow_ids, found, strict=True):
         if one is None:
             raise FlowNotFound(flow_id)

@@ -6,9 +6,9 @@ A read begins after everybody whom it serves has asked, so that each sees whatev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
-from uuid import UUID
 
 from sqlalchemy import ARRAY, BigInteger, Integer, TableValuedAlias, bindparam, column, func
 from sqlalchemy import UUID as UUIDType
@@ -18,10 +18,13 @@ from server.repository.database import Database, Line
 from server.repository.gathering import gathered
 from server.repository.statement import Statement
 from server.repository.tables import FLOW_KEY
-from server.statemachine.values import Tenant
+from server.statemachine.values import FlowKey, Tenant
 
-Key = tuple[Tenant, UUID]
 Read = TypeVar("Read")
+# The flow, then the numbers.
+_Asked = tuple[Any, ...]
+
+TENANT_BYTES = 32
 
 ASKED = 64  # what one read serves at most: its answer must not grow without bound
 
@@ -37,15 +40,21 @@ def wanted(*numbers: str) -> TableValuedAlias:
     return func.unnest(*arrays).table_valued(*(column(name, kind) for name, kind in columns.items())).render_derived(name="wanted")
 
 
-def wanted_values(asked: Sequence[tuple[Tenant, UUID, *tuple[int, ...]]], *numbers: str) -> Mapping[str, object]:
-    """The values of ``wanted``."""
+def wanted_values(keys: Sequence[FlowKey], numbers: Mapping[str, Sequence[int]] = MappingProxyType({})) -> dict[str, object]:
+    """The values of ``wanted``; ``numbers`` has one for each key, by name."""
+    tenants = [key.tenant for key in keys]
     return {
-        "wanted_place": list(range(len(asked))),
-        "wanted_client_account_id": [one[0].client_account_id for one in asked],
-        "wanted_engagement_id": [one[0].engagement_id for one in asked],
-        "wanted_flow_id": [one[1] for one in asked],
-        **{f"wanted_{name}": [one[2 + at] for one in asked] for at, name in enumerate(numbers)},
+        "wanted_place": list(range(len(keys))),
+        "wanted_client_account_id": [tenant.client_account_id for tenant in tenants],
+        "wanted_engagement_id": [tenant.engagement_id for tenant in tenants],
+        "wanted_flow_id": [key.flow_id for key in keys],
+        **{f"wanted_{name}": values for name, values in numbers.items()},
     }
+
+
+def tenants_of(keys: Iterable[FlowKey]) -> Iterable[Tenant]:
+    """Whose flows they are, each tenant once."""
+    return {key[:TENANT_BYTES]: key.tenant for key in keys}.values()
 
 
 class Gathered(Generic[Read]):
@@ -56,12 +65,12 @@ class Gathered(Generic[Read]):
         self._statement, self._decode, self._numbers = statement, decode, numbers
         self._line = database.line()
         self._reading: asyncio.Task[None] | None = None
-        self._waiting: dict[tuple[Any, ...], list[asyncio.Future[Any]]] = {}
+        self._waiting: dict[_Asked, list[asyncio.Future[Any]]] = {}
 
-    async def get(self, tenant: Tenant, flow_id: UUID, *numbers: int) -> Read | None:
+    async def get(self, key: FlowKey, *numbers: int) -> Read | None:
         """What is read; None when there is no such flow. Raises StoreUnavailable."""
         found: asyncio.Future[Read | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault((tenant, flow_id, *numbers), []).append(found)
+        self._waiting.setdefault((key, *numbers), []).append(found)
         if self._reading is None:
             self._reading = asyncio.create_task(self._read_all(self._line), name="reads")
         return await found
@@ -75,19 +84,20 @@ class Gathered(Generic[Read]):
         finally:
             self._reading = None  # in the same step as the last look at what waits, so that nothing falls in between
 
-    async def _read(self, line: Line, asked: Mapping[tuple[Any, ...], list[asyncio.Future[Any]]]) -> None:
+    async def _read(self, line: Line, asked: Mapping[_Asked, list[asyncio.Future[Any]]]) -> None:
         try:
-            keys = list(asked)
-            rows = await line.send({one[0] for one in keys}, self._statement, wanted_values(keys, *self._numbers))
-            found = {keys[row[0]]: row for row in rows}
+            keys = [one[0] for one in asked]
+            numbers = {name: [one[at] for one in asked] for at, name in enumerate(self._numbers, 1)}
+            rows = await line.send(tenants_of(keys), self._statement, wanted_values(keys, numbers))
+            found = {row[0]: row for row in rows}
         except Exception as error:  # noqa: BLE001 - a supervised loop: those who wait for it are told
             for waiting in asked.values():
                 _tell(waiting, error)
         else:
-            for one, waiting in asked.items():
+            for place, waiting in enumerate(asked.values()):
                 answer: Read | Exception | None
                 try:
-                    answer = self._decode(found[one]) if one in found else None
+                    answer = self._decode(found[place]) if place in found else None
                 except Exception as error:  # noqa: BLE001 - what cannot be read of one flow is not its neighbours' error
                     answer = error
                 _tell(waiting, answer)

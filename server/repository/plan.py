@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from uuid import UUID
 
 from server.repository.batch import Step, batch_of, merged_places
-from server.repository.commit_statement import Batch, Key, Row
+from server.repository.commit_statement import Batch, Row
 from server.repository.flows import Head
 from server.repository.requests import Answered, Committed, Request
 from server.statemachine import flow as machine
 from server.statemachine.change import Change
 from server.statemachine.errors import ConcurrentModification, FlowError, FlowNotFound
 from server.statemachine.flow import Occasion
-from server.statemachine.values import DocumentPlace, Tenant
+from server.statemachine.value import dataclass
+from server.statemachine.values import DocumentPlace, FlowKey, Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +40,13 @@ class Asked:
     expected: int = 0
     request: Request | None = None
     birth: Birth | None = None
+    key: FlowKey = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> Key:
-        """The flow."""
-        return self.tenant, self.flow_id
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", FlowKey(self.tenant, self.flow_id))
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class Waiting:
     """A commit whose caller waits; ``size`` is the bytes of its documents."""
 
@@ -65,7 +65,7 @@ class Waiting:
             self.done.set_result(result)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class Plan:
     """What one flow's waiting commits come to."""
 
@@ -83,9 +83,9 @@ def keys_of(waiting: Waiting) -> tuple[object, ...]:
     return waiting.asked.key, (waiting.asked.tenant, "request", request.request_id)
 
 
-async def batch_of_plans(plans: Mapping[Key, Plan]) -> Batch:
+async def batch_of_plans(plans: Mapping[FlowKey, Plan]) -> Batch:
     """The rows of all plans, with the request ids that they answer."""
-    batch = await batch_of([step for plan in plans.values() for step in plan.steps])
+    batch = await batch_of({key: plan.steps for key, plan in plans.items()})
     for place, key in enumerate(batch.keys):
         for waiting, step in zip(plans[key].carried, plans[key].steps, strict=True):
             if (request := waiting.asked.request) is not None:
@@ -93,9 +93,9 @@ async def batch_of_plans(plans: Mapping[Key, Plan]) -> Batch:
     return batch
 
 
-def unknown(key: Key, group: Sequence[Waiting]) -> Plan:
+def unknown(key: FlowKey, group: Sequence[Waiting]) -> Plan:
     """The plan for a flow that is not there."""
-    return Plan(None, refused=[(waiting, FlowNotFound(key[1])) for waiting in group])
+    return Plan(None, refused=[(waiting, FlowNotFound(key.flow_id)) for waiting in group])
 
 
 def lockable(group: Sequence[Waiting]) -> bool:

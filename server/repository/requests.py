@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import UUID as UUIDType
@@ -14,6 +13,7 @@ from server.repository.statement import Statement, gated, mine
 from server.repository.tables import requests
 from server.statemachine.errors import RequestIdReused
 from server.statemachine.event import Event
+from server.statemachine.value import dataclass
 from server.statemachine.values import Flow, FlowSummary, Tenant
 
 

@@ -10,9 +10,8 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
@@ -26,6 +25,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[i
 from grpc_status import rpc_status
 
 from server.services.caller import Caller, caller_of
+from server.services.deadlines import Deadlines
 from server.statemachine.errors import (
     Draining,
     FlowError,
@@ -77,15 +77,17 @@ _VIOLATIONS_BYTES = 800
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 Unary = Callable[[Any, Caller], Awaitable[Any]]
+# Hears of each call: method, outcome, when it began (time.perf_counter), caller, flow and what the caller was told was wrong.
+Tell = Callable[[str, str, float, Caller | None, str, str], None]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Boundary:
     """Wraps the methods of a servicer; holds whether the server still takes calls."""
 
-    def __init__(self, default_deadline: float, max_response_bytes: int) -> None:
-        """``default_deadline`` is what a unary call without a deadline of its own may take, in seconds."""
-        self._default_deadline, self._max_response_bytes = default_deadline, max_response_bytes
+    def __init__(self, deadlines: Deadlines, max_response_bytes: int, tell: Tell) -> None:
+        """``deadlines`` ends unary calls that have none of their own; ``tell`` hears of each call that ended."""
+        self._deadlines, self._max_response_bytes, self._tell = deadlines, max_response_bytes, tell
         self._draining = False
 
     def drain(self) -> None:
@@ -114,29 +116,33 @@ class Boundary:
         return grpc.method_handlers_generic_handler(service.full_name, methods)
 
     def _unary(self, name: str, call: Unary) -> Callable[[Any, Context], Awaitable[Any]]:
-        async def unary(request: Any, context: Context) -> Any:
-            started = time.perf_counter()
-            caller = None
+        deadlines, most = self._deadlines, self._max_response_bytes
+
+        async def unary(request: Any, context: Context) -> bytes:
+            started, caller, limited = time.perf_counter(), None, None
             try:
                 caller = self._admit(context)
                 if type(request) is _Unreadable:
                     raise request.error()
                 if context.time_remaining() is None:
-                    async with asyncio.timeout(self._default_deadline):
-                        response = await call(request, caller)
-                else:
-                    response = await call(request, caller)
-                if type(response) is not bytes and response.ByteSize() > self._max_response_bytes:
-                    raise LimitExceeded("response (bytes)", self._max_response_bytes, response.ByteSize())
-            except asyncio.CancelledError:
-                _told(name, caller, "CANCELLED", started, _flow_of(request))
-                raise
-            except Exception as error:  # noqa: BLE001 - nothing may pass the boundary as it is
+                    limited = deadlines.enter()
+                response = await call(request, caller)
+                if type(response) is not bytes:  # a repeated request's first answer is stored as bytes and sent as it is
+                    response = response.SerializeToString()
+                if len(response) > most:
+                    raise LimitExceeded("response (bytes)", most, len(response))
+            except (asyncio.CancelledError, Exception) as error:
+                if isinstance(error, asyncio.CancelledError) and not (limited is not None and deadlines.ended(limited)):
+                    self._tell(name, "CANCELLED", started, caller, _flow_of(request), "")
+                    raise
                 # gRPC keeps the frames of an aborted call until the collector comes by: a large request must not stay with them.
                 flow, request = _flow_of(request), None
-                await _abort(context, name, caller, error, started, flow)
-            _told(name, caller, "OK", started, _flow_of(request))
-            return response
+                await self._abort(context, name, caller, error, started, flow)
+            finally:
+                if limited is not None:
+                    deadlines.leave(limited)
+            self._tell(name, "OK", started, caller, _flow_of(request), "")
+            return cast(bytes, response)
 
         return unary
 
@@ -148,11 +154,11 @@ class Boundary:
                 caller = self._admit(context)
                 response = await call(_readable(requests), caller)
             except asyncio.CancelledError:
-                _told(name, caller, "CANCELLED", started, "")
+                self._tell(name, "CANCELLED", started, caller, "", "")
                 raise
             except Exception as error:  # noqa: BLE001 - nothing may pass the boundary as it is
-                await _abort(context, name, caller, error, started, "")
-            _told(name, caller, "OK", started, "")
+                await self._abort(context, name, caller, error, started, "")
+            self._tell(name, "OK", started, caller, "", "")
             return response
 
         return collecting
@@ -173,11 +179,11 @@ class Boundary:
                     # Deterministic, and synchronous in effect: the method's own clean-up awaits nothing.
                     await responses.aclose()  # type: ignore[attr-defined]
             except (asyncio.CancelledError, GeneratorExit):
-                _told(name, caller, "CANCELLED", started, _flow_of(request))
+                self._tell(name, "CANCELLED", started, caller, _flow_of(request), "")
                 raise
             except Exception as error:  # noqa: BLE001 - nothing may pass the boundary as it is
-                await _abort(context, name, caller, error, started, _flow_of(request))
-            _told(name, caller, "OK", started, _flow_of(request))
+                await self._abort(context, name, caller, error, started, _flow_of(request))
+            self._tell(name, "OK", started, caller, _flow_of(request), "")
 
         return streaming
 
@@ -185,6 +191,26 @@ class Boundary:
         if self._draining:
             raise Draining("the server is stopping: send this to another, or again in a moment")
         return caller_of(context.invocation_metadata() or ())
+
+    async def _abort(self, context: Context, name: str, caller: Caller | None, error: BaseException, started: float, flow: str) -> NoReturn:
+        """Ends the call with the one status that fits ``error``. Only our own errors' text is sent."""
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, FlowError) and error.reason in CODES:
+            status = _status(error.reason, str(error), error.metadata, list(_details(error)))
+            self._tell(name, error.reason, started, caller, flow, str(error))
+            error.__traceback__ = None  # its frames hold the request
+        elif isinstance(error, TimeoutError | asyncio.CancelledError):
+            text = "the server's own limit for a call without a deadline ran out: set a deadline, and retry with the same request_id"
+            status = _status("DEADLINE_EXCEEDED", text, {}, [])
+            self._tell(name, "DEADLINE_EXCEEDED", started, caller, flow, "")
+        else:
+            error_id = str(uuid4())
+            status = _status("INTERNAL", f"internal error {error_id}: the server's log says more", {"error_id": error_id}, [])
+            _log.error("call_failed", method=name, error_id=error_id, exc_info=error, **_who(caller))
+            self._tell(name, "INTERNAL", started, caller, flow, f"error id {error_id}")
+        await context.abort_with_status(rpc_status.to_status(status))
+        raise AssertionError("abort_with_status returned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,29 +244,8 @@ async def _readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 def _serialized(message: Message | bytes) -> bytes:
-    """A repeated request's first answer is stored as bytes and sent as it is."""
+    """What is bytes already is sent as it is."""
     return message if type(message) is bytes else message.SerializeToString()  # type: ignore[union-attr]
-
-
-async def _abort(context: Context, name: str, caller: Caller | None, error: Exception, started: float, flow: str) -> NoReturn:
-    """Ends the call with the one status that fits ``error``. Only our own errors' text is sent."""
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    if isinstance(error, FlowError) and error.reason in CODES:
-        status = _status(error.reason, str(error), error.metadata, list(_details(error)))
-        _told(name, caller, error.reason, started, flow, error=str(error))
-        error.__traceback__ = None  # its frames hold the request
-    elif isinstance(error, TimeoutError):
-        text = "the server's own limit for a call without a deadline ran out: set a deadline, and retry with the same request_id"
-        status = _status("DEADLINE_EXCEEDED", text, {}, [])
-        _told(name, caller, "DEADLINE_EXCEEDED", started, flow)
-    else:
-        error_id = str(uuid4())
-        status = _status("INTERNAL", f"internal error {error_id}: the server's log says more", {"error_id": error_id}, [])
-        _log.error("call_failed", method=name, error_id=error_id, exc_info=error, **_who(caller))
-        _told(name, caller, "INTERNAL", started, flow)
-    await context.abort_with_status(rpc_status.to_status(status))
-    raise AssertionError("abort_with_status returned")
 
 
 def _status(reason: str, text: str, metadata: Mapping[str, str], details: Iterable[Message]) -> status_pb2.Status:
@@ -296,8 +301,7 @@ def _short_encoded(text: str) -> str:
     return f"{unquote(whole, errors='ignore')}..."
 
 
-@lru_cache(maxsize=4096)
-def _who(caller: Caller | None) -> Mapping[str, str]:
+def _who(caller: Caller | None) -> dict[str, str]:
     if caller is None:
         return {}
     tenant = caller.tenant
@@ -306,11 +310,3 @@ def _who(caller: Caller | None) -> Mapping[str, str]:
 
 def _flow_of(request: object) -> str:
     return getattr(request, "flow_id", "")[:36]
-
-
-def _told(name: str, caller: Caller | None, outcome: str, started: float, flow: str, **more: str) -> None:
-    """The call's one log line: who, what, how it ended and how long it took; never a document."""
-    write = _log.info if outcome == "OK" else _log.warning if outcome not in ("INTERNAL", "STORE_UNAVAILABLE") else _log.error
-    if flow:
-        more["flow"] = flow
-    write("call", method=name, outcome=outcome, ms=round((time.perf_counter() - started) * 1000, 2), **_who(caller), **more)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from uuid import UUID
 
 from server.statemachine.errors import NoCaller
+from server.statemachine.value import dataclass
 from server.statemachine.values import Tenant
 
 ACCOUNT_KEY = "x-client-account-id"
@@ -36,15 +36,14 @@ def caller_of(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
         raise NoCaller(
             f"metadata {missing} is missing: every call names its tenant ({ACCOUNT_KEY}, {ENGAGEMENT_KEY}) and its user ({USER_KEY})"
         )
-    user = found[USER_KEY]
-    if not isinstance(user, str) or not user.strip() or len(user) > USER_LENGTH or not user.isprintable():
-        raise NoCaller(f"metadata {USER_KEY} must be 1 to {USER_LENGTH} printable characters")
-    return Caller(_tenant(found[ACCOUNT_KEY], found[ENGAGEMENT_KEY]), user)
+    return _caller(found[ACCOUNT_KEY], found[ENGAGEMENT_KEY], found[USER_KEY])
 
 
 @lru_cache(maxsize=4096)
-def _tenant(account: str | bytes, engagement: str | bytes) -> Tenant:
-    return Tenant(_uuid(ACCOUNT_KEY, account), _uuid(ENGAGEMENT_KEY, engagement))
+def _caller(account: str | bytes, engagement: str | bytes, user: str | bytes) -> Caller:
+    if not isinstance(user, str) or not user.strip() or len(user) > USER_LENGTH or not user.isprintable():
+        raise NoCaller(f"metadata {USER_KEY} must be 1 to {USER_LENGTH} printable characters")
+    return Caller(Tenant(_uuid(ACCOUNT_KEY, account), _uuid(ENGAGEMENT_KEY, engagement)), user)
 
 
 def _uuid(key: str, value: str | bytes) -> UUID:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from enum import Enum
+from functools import lru_cache
 from typing import TypeVar
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from server.statemachine.errors import InvalidRequest, Violation
 
 TEXT_LENGTH = 2000
 NAME_LENGTH = 200
+UUID_LENGTH = 36
 LABELS = 64
 _LABEL_KEY = re.compile(r"[a-z0-9][a-z0-9_./-]{0,62}")
 _NIL = UUID(int=0)
@@ -55,13 +57,8 @@ class Fields:
         """A UUID, or None for an empty text."""
         if not text:
             return None
-        try:
-            found = UUID(text)
-        except ValueError:
-            found = None
-        # The constructor also takes braces, prefixes, other digits, underscores and hyphens anywhere: one id must have one spelling.
-        if found is None or str(found) != text.lower():
-            found = None
+        found = _uuid(text) if len(text) == UUID_LENGTH else None
+        if found is None:
             self.wrong(field, f"must be a UUID in its 36 character form, not {_shown(text)}")
         return found
 
@@ -163,6 +160,17 @@ class Fields:
         except ValueError as error:
             self.wrong(f"{field}.struct", str(error))
             return document.EMPTY
+
+
+@lru_cache(maxsize=16_384)
+def _uuid(text: str) -> UUID | None:
+    """The id; callers name the same flows again and again, and the same object is found in dictionaries without being compared."""
+    try:
+        found = UUID(text)
+    except ValueError:
+        return None
+    # The constructor also takes braces, prefixes, other digits, underscores and hyphens anywhere: one id must have one spelling.
+    return found if str(found) == text.lower() else None
 
 
 def _members(struct: struct_pb2.Struct) -> dict[str, object]:

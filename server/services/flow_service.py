@@ -8,11 +8,13 @@ import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID
 
 from flowledger.v1 import document_pb2, event_pb2, flow_pb2
 from flowledger.v1 import flow_service_pb2 as pb
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from server.repository import filter as filters
@@ -111,20 +113,31 @@ class FlowService:
         """The flow with its next domain begun, BASIC."""
         asked = await self._read(
             request,
-            lambda fields: self._asked(fields, request, caller, lambda: (convert.child_start(fields, "child_start", request.child_start),)),
+            lambda fields: self._asked(
+                fields,
+                request,
+                caller,
+                fields.uuid("flow_id", request.flow_id),
+                convert.child_start(fields, "child_start", request.child_start),
+            ),
         )
         return await self._commit(asked, request, _basic(pb.StartChildFlowResponse))
 
     async def DeleteFlow(self, request: pb.DeleteFlowRequest, caller: Caller) -> pb.DeleteFlowResponse | bytes:
         """The flow, soft-deleted."""
         asked = await self._read(
-            request, lambda fields: self._asked(fields, request, caller, lambda: (ask.DeleteFlow(fields.text("reason", request.reason)),))
+            request,
+            lambda fields: self._asked(
+                fields, request, caller, fields.uuid("flow_id", request.flow_id), ask.DeleteFlow(fields.text("reason", request.reason))
+            ),
         )
         return await self._commit(asked, request, _answer(pb.DeleteFlowResponse))
 
     async def UndeleteFlow(self, request: pb.UndeleteFlowRequest, caller: Caller) -> pb.UndeleteFlowResponse | bytes:
         """The flow, back again."""
-        asked = await self._read(request, lambda fields: self._asked(fields, request, caller, lambda: (ask.UndeleteFlow(),)))
+        asked = await self._read(
+            request, lambda fields: self._asked(fields, request, caller, fields.uuid("flow_id", request.flow_id), ask.UndeleteFlow())
+        )
         return await self._commit(asked, request, _answer(pb.UndeleteFlowResponse))
 
     async def CommitFlow(self, request: pb.CommitFlowRequest, caller: Caller) -> pb.CommitFlowResponse | bytes:
@@ -132,7 +145,9 @@ class FlowService:
         _limited("changes", convert.CHANGES, len(request.changes))
         asked = await self._read(
             request,
-            lambda fields: self._asked(fields, request, caller, lambda: convert.changes(fields, "changes", request.changes)),
+            lambda fields: self._asked(
+                fields, request, caller, fields.uuid("flow_id", request.flow_id), *convert.changes(fields, "changes", request.changes)
+            ),
         )
         return await self._commit(asked, request, _answer(pb.CommitFlowResponse))
 
@@ -250,21 +265,23 @@ class FlowService:
     ) -> _Response | bytes:
         """What every RPC does that is a short name for one change."""
 
-        def changes(fields: Fields) -> Asked:
+        def asked(fields: Fields) -> Asked:
             if part == "update" and not request.HasField(part):  # the others that are required have required fields of their own
                 fields.wrong(part, "is required")
-            return self._asked(fields, request, caller, lambda: (reading(fields, part, getattr(request, part)),))
+            return self._asked(
+                fields, request, caller, fields.uuid("flow_id", request.flow_id), reading(fields, part, getattr(request, part))
+            )
 
-        return await self._commit(await self._read(request, changes), request, _answer(response))
+        return await self._commit(await self._read(request, asked), request, _answer(response))
 
-    async def _read(self, request: Message, reading: Callable[[Fields], _Read]) -> _Read:
+    async def _read(self, request: Any, reading: Callable[[Fields], _Read]) -> _Read:
         """What ``reading`` makes of the request. Raises InvalidRequest with all its faults."""
 
         def read() -> _Read:
             fields = Fields(self._limits)
             found = reading(fields)
-            if request_id := getattr(request, "request_id", ""):
-                fields.uuid("request_id", request_id)
+            if request.request_id:
+                fields.uuid("request_id", request.request_id)
             fields.check()
             return found
 
@@ -272,11 +289,11 @@ class FlowService:
             return await asyncio.to_thread(read)
         return read()
 
-    def _asked(self, fields: Fields, request: Any, caller: Caller, reading: Callable[[], tuple[ask.Change, ...]]) -> Asked:
+    def _asked(self, fields: Fields, request: Any, caller: Caller, flow_id: UUID, *changes: ask.Change) -> Asked:
         return Asked(
             caller.tenant,
-            fields.uuid("flow_id", request.flow_id),
-            reading(),
+            flow_id,
+            changes,
             self._occasion(caller),
             fields.revision("expected_revision", request.expected_revision),
         )
@@ -322,7 +339,7 @@ class FlowService:
         return Occasion(caller.user, self._sources.now(), self._sources.new_id, self._limits)
 
     async def _commit(self, asked: Asked, request: Any, answer: Callable[[Sequence[Committed]], _Response]) -> _Response | bytes:
-        if getattr(request, "validate_only", False):
+        if _tryable(request.DESCRIPTOR) and request.validate_only:
             return answer([await self._commits.rehearse(asked)])
         if request.request_id:
             asked = replace(asked, request=_remembered(request, answer))
@@ -348,6 +365,12 @@ class FlowService:
             return [convert.full(record.head.flow, record.documents, record.activity, form) for record in records]
 
         return await asyncio.to_thread(written) if size > INLINE_BYTES else written()
+
+
+@cache
+def _tryable(kind: Descriptor) -> bool:
+    """Whether requests of this kind can ask for validation alone."""
+    return "validate_only" in kind.fields_by_name
 
 
 def _event(one: Committed) -> event_pb2.FlowEvent:

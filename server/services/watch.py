@@ -16,7 +16,7 @@ from server.services import convert
 from server.services.caller import Caller
 from server.services.fields import Fields
 from server.statemachine.errors import RevisionInFuture
-from server.statemachine.values import Flow, Tenant
+from server.statemachine.values import Flow, FlowKey, Tenant
 from server.wakeups import LocalWakeups
 
 PAGE = 100
@@ -50,7 +50,7 @@ class Watches:
     async def watch(self, request: pb.WatchFlowRequest, caller: Caller, fields: Fields) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
         """The flow's messages, in order, until it ends."""
         watch = self._watch(request, caller.tenant, fields)
-        with self._wakeups.hear((caller.tenant, watch.flow_id)) as moved:
+        with self._wakeups.hear(FlowKey(caller.tenant, watch.flow_id)) as moved:
             async for message in watch.messages(moved):
                 yield message
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from server.statemachine.states import PhaseState
+from server.statemachine.value import dataclass
 from server.statemachine.values import ActivityEntry, DocumentPlace, Failure
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 
 from server.statemachine.states import FlowStatus
+from server.statemachine.value import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Definition:
     position: Mapping[str, int] = field(init=False, compare=False, repr=False)
     shares: tuple[float, ...] = field(init=False, compare=False, repr=False)
     dependants: tuple[tuple[int, ...], ...] = field(init=False, compare=False, repr=False)
+    # What derivation.py made of a hold and the phases' states, remembered.
+    statuses: dict[tuple[object, ...], FlowStatus] = field(init=False, compare=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         position: dict[str, int] = {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from server.statemachine.definition import Definition
 from server.statemachine.graphs import JOURNEYS
 from server.statemachine.states import IN_PROGRESS_FULL, NOT_BEGUN, STATE_WEIGHTS, FlowHold, FlowStatus, PhaseState
 from server.statemachine.values import ChildFlow, Flow, FlowSummary, Phase
@@ -10,6 +13,8 @@ HOLD_STATUS = {
     FlowHold.CANCELLED: FlowStatus.CANCELLED,
     FlowHold.PAUSED: FlowStatus.PAUSED,
 }
+# How many combinations of states a definition remembers the status of; each commit asks, and flows of one type meet the same few.
+STATUSES = 4096
 
 # Of several children under way the master takes the status that stands first here: what wants somebody's attention, then the
 # definitions' own statuses, and INITIALIZED last, because a domain that has not begun must not hide one that has.
@@ -40,9 +45,10 @@ def child_progress(child: ChildFlow) -> float:
     """The child's progress, 0 to 100, to four decimals."""
     progress = child.memo_progress
     if progress is None:
-        done = 0.0
+        done, least = 0.0, STATE_WEIGHTS
         for share, phase in zip(child.definition.shares, child.phases, strict=True):
-            done += share * phase_weight(phase)
+            state = phase.state
+            done += share * (phase_weight(phase) if state is PhaseState.IN_PROGRESS else least[state])
         progress = round(100.0 * done, 4)
         object.__setattr__(child, "memo_progress", progress)
     return progress
@@ -66,6 +72,17 @@ def child_status(child: ChildFlow, hold: FlowHold) -> FlowStatus:
 
 def _child_status(child: ChildFlow, hold: FlowHold) -> FlowStatus:
     states = [phase.state for phase in child.phases]
+    known, asked = child.definition.statuses, (hold, *states)
+    status = known.get(asked)
+    if status is None:
+        status = _status_of(child.definition, hold, states)
+        if len(known) >= STATUSES:
+            known.clear()
+        known[asked] = status
+    return status
+
+
+def _status_of(definition: Definition, hold: FlowHold, states: Sequence[PhaseState]) -> FlowStatus:
     if states.count(PhaseState.COMPLETED) == len(states):
         return FlowStatus.COMPLETED
     if held := HOLD_STATUS.get(hold):
@@ -82,7 +99,7 @@ def _child_status(child: ChildFlow, hold: FlowHold) -> FlowStatus:
     if not begun:
         return FlowStatus.INITIALIZED
     under_way = [at for at in begun if states[at] is not PhaseState.COMPLETED]
-    return child.definition.phases[(under_way or begun)[-1]].status  # between two phases: that of the one just completed
+    return definition.phases[(under_way or begun)[-1]].status  # between two phases: that of the one just completed
 
 
 def current_child(flow: Flow) -> ChildFlow | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from uuid import UUID
 
 from server.statemachine.states import FlowHold, FlowStatus
+from server.statemachine.value import dataclass
 from server.statemachine.values import ActivityEntry, DocumentPlace, Phase
 
 

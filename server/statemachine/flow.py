@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from typing import NoReturn
 from uuid import UUID
@@ -38,6 +38,7 @@ from server.statemachine.event import (
 )
 from server.statemachine.graphs import BUILT_IN, JOURNEYS
 from server.statemachine.states import TERMINAL, FlowHold, FlowStatus, PhaseState
+from server.statemachine.value import dataclass
 from server.statemachine.values import (
     ActivityEntry,
     ActivityKind,
@@ -75,7 +76,7 @@ class Outcome:
     activity: tuple[ActivityEntry, ...]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class _Draft:
     """The flow while the changes of one commit are applied to it."""
 
@@ -83,6 +84,7 @@ class _Draft:
     occasion: Occasion
     stored: Mapping[DocumentPlace, bytes]
     facts: list[Fact]
+    totals: Mapping[ActivityKind, int]
     written: dict[DocumentPlace, bytes] = field(default_factory=dict)
     activity: list[ActivityEntry] = field(default_factory=list)
 
@@ -125,7 +127,7 @@ def _commit(
 ) -> Outcome:
     if occasion.now < flow.update_time:  # clocks of two machines differ; a flow's own history does not run backwards
         occasion = replace(occasion, now=flow.update_time)
-    draft = _Draft(flow, occasion, stored, facts)
+    draft = _Draft(flow, occasion, stored, facts, flow.totals)
     for at, change in enumerate(changes):
         try:
             _RULES[type(change)](draft, change)
@@ -133,15 +135,35 @@ def _commit(
             if len(changes) > 1:
                 error.metadata["change_index"] = str(at)
             raise
-    actor, now = occasion.actor, occasion.now
-    after = replace(draft.flow, revision=flow.revision + 1, updated_by=actor, update_time=now)
+    after = _committed(draft, flow)
     said = summary(after)
-    end_time = (flow.end_time or now) if said.status in TERMINAL else None
-    if end_time is not after.end_time:
-        after, said = replace(after, end_time=end_time), replace(said, end_time=end_time)
     regressed = flow.revision > 0 and said.progress < flow_progress(flow)
-    event = Event(after.revision, now, actor, tuple(draft.facts), said.status, said.progress, regressed)
+    event = Event(after.revision, after.update_time, after.updated_by, tuple(draft.facts), said.status, said.progress, regressed)
     return Outcome(after, said, event, draft.written, tuple(draft.activity))
+
+
+def _committed(draft: _Draft, before: Flow) -> Flow:
+    """The draft as the next revision. Spelled out: ``replace`` looks every field up by its name, and every commit comes by here."""
+    flow, actor, now = draft.flow, draft.occasion.actor, draft.occasion.now
+    end_time = (before.end_time or now) if flow_status(flow) in TERMINAL else None
+    return Flow(
+        flow.tenant,
+        flow.flow_id,
+        flow.type,
+        before.revision + 1,
+        flow.created_by,
+        flow.create_time,
+        actor,
+        now,
+        flow.display_name,
+        flow.labels,
+        flow.hold,
+        flow.hold_reason,
+        flow.children,
+        draft.totals,
+        end_time,
+        flow.delete_time,
+    )
 
 
 def _transition(draft: _Draft, change: ask.TransitionPhase) -> None:
@@ -327,26 +349,51 @@ def _hold(draft: _Draft, hold: FlowHold, reason: str) -> None:
 
 
 def _put_child(draft: _Draft, child: ChildFlow) -> None:
-    children = tuple(child if child.type == other.type else other for other in draft.flow.children)
-    draft.flow = replace(draft.flow, children=children)
+    flow, kind = draft.flow, child.definition.type
+    if len(flow.children) == 1:
+        children: tuple[ChildFlow, ...] = (child,)
+    else:
+        children = tuple([child if other.definition.type == kind else other for other in flow.children])
+    draft.flow = Flow(
+        flow.tenant,
+        flow.flow_id,
+        flow.type,
+        flow.revision,
+        flow.created_by,
+        flow.create_time,
+        flow.updated_by,
+        flow.update_time,
+        flow.display_name,
+        flow.labels,
+        flow.hold,
+        flow.hold_reason,
+        children,
+        flow.totals,
+        flow.end_time,
+        flow.delete_time,
+    )
 
 
 def _moved(draft: _Draft, child: ChildFlow, changed: tuple[PhaseChanged, ...]) -> None:
     _put_child(draft, child)
     draft.facts.extend(changed)
-    _add_activity(draft, [entry for change in changed for entry in _told(change)])
+    entries: list[ActivityEntry] = []
+    for change in changed:
+        _tell(entries, change)
+    _add_activity(draft, entries)
 
 
-def _told(change: PhaseChanged) -> Iterator[ActivityEntry]:
+def _tell(entries: list[ActivityEntry], change: PhaseChanged) -> None:
     """What the analytics say of a phase that moved."""
     before, after = change.before, change.after
     spent = None
     if before.state is PhaseState.IN_PROGRESS and before.start_time is not None and after.state_time is not None:
         spent = max(after.state_time - before.start_time, timedelta())
     name, way = after.name, f"{before.state.name} to {after.state.name}"
-    yield ActivityEntry(ActivityKind.TRANSITION, name, change.child_type, message=way, duration=spent)
+    entries.append(ActivityEntry(ActivityKind.TRANSITION, name, change.child_type, (), way, None, "", spent))
     if after.retry_count > before.retry_count:
-        yield ActivityEntry(ActivityKind.RETRY, name, change.child_type, message=change.reason, value=float(after.retry_count))
+        retried = ActivityEntry(ActivityKind.RETRY, name, change.child_type, (), change.reason, float(after.retry_count))
+        entries.append(retried)
 
 
 def _failed(phase: str, child_type: str, failure: Failure) -> ActivityEntry:
@@ -355,11 +402,26 @@ def _failed(phase: str, child_type: str, failure: Failure) -> ActivityEntry:
 
 
 def _add_activity(draft: _Draft, entries: Sequence[ActivityEntry]) -> tuple[ActivityEntry, ...]:
-    totals = dict(draft.flow.totals)
+    totals, now, actor = dict(draft.totals), draft.occasion.now, draft.occasion.actor
     recorded = []
     for entry in entries:
-        totals[entry.kind] = totals.get(entry.kind, 0) + 1
-        recorded.append(replace(entry, time=draft.occasion.now, actor=draft.occasion.actor, sequence=totals[entry.kind]))
-    draft.flow = replace(draft.flow, totals=totals)
+        kind = entry.kind
+        totals[kind] = number = totals.get(kind, 0) + 1
+        recorded.append(
+            ActivityEntry(
+                kind,
+                entry.phase,
+                entry.subject,
+                entry.participants,
+                entry.message,
+                entry.value,
+                entry.unit,
+                entry.duration,
+                now,
+                actor,
+                number,
+            )
+        )
+    draft.totals = totals
     draft.activity.extend(recorded)
     return tuple(recorded)

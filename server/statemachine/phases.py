@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 
 from server.statemachine.definition import PhaseDefinition
@@ -135,14 +134,15 @@ def _granted(before: Phase, to: PhaseState, failure: Failure | None, definition:
 def _become(before: Phase, to: PhaseState, failure: Failure | None, now: datetime) -> Phase:
     begins = to is _S.IN_PROGRESS
     return Phase(
-        name=before.name,
-        state=to,
-        message="" if begins else before.message,
-        retry_count=before.retry_count + (begins and before.state is _S.RETRY_NEEDED),
-        failure=None if to is _S.COMPLETED else failure or before.failure,
-        start_time=now if begins else before.start_time,
-        state_time=now,
-        end_time=now if to in (_S.COMPLETED, _S.FAILED) else None,
+        before.name,
+        to,
+        0.0,
+        "" if begins else before.message,
+        before.retry_count + (begins and before.state is _S.RETRY_NEEDED),
+        None if to is _S.COMPLETED else failure or before.failure,
+        now if begins else before.start_time,
+        now,
+        now if to is _S.COMPLETED or to is _S.FAILED else None,
     )
 
 
@@ -162,7 +162,7 @@ def _with(child: ChildFlow, changed: Sequence[PhaseChanged], now: datetime) -> C
     phases = list(child.phases)
     for change in changed:
         phases[child.definition.position[change.after.name]] = change.after
-    return replace(child, phases=tuple(phases), update_time=now)
+    return ChildFlow(child.child_flow_id, child.definition, tuple(phases), child.create_time, now)
 
 
 def _refused(child: ChildFlow, phase: Phase, message: str, **metadata: object) -> InvalidPhaseTransition:

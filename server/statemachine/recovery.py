@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, unique
 
 from server.statemachine import phases
 from server.statemachine.derivation import flow_status
 from server.statemachine.graphs import JOURNEYS
 from server.statemachine.states import RETRYABLE, FlowHold, FlowStatus, PhaseState
+from server.statemachine.value import dataclass
 from server.statemachine.values import ChildFlow, Flow, Phase
 
 _S = PhaseState

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from enum import Enum, unique
+from typing import Self
 from uuid import UUID
 
 from server.statemachine.definition import Definition
 from server.statemachine.states import FailureCode, FlowHold, FlowStatus, Member, PhaseState
+from server.statemachine.value import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +20,23 @@ class Tenant:
 
     client_account_id: UUID
     engagement_id: UUID
-    _hash: int = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.client_account_id, self.engagement_id)))
 
-    def __hash__(self) -> int:
-        # Every commit looks its flow's key up a dozen times, and a UUID hashes itself in Python.
-        return self._hash
+class FlowKey(bytes):
+    """Names one flow of one tenant: the 48 bytes of its three ids.
+
+    Bytes, because they hash and compare in C and remember their hash: every commit looks its flow up a dozen times, and a UUID hashes
+    and compares itself in Python.
+    """
+
+    tenant: Tenant
+    flow_id: UUID
+
+    def __new__(cls, tenant: Tenant, flow_id: UUID) -> Self:
+        """The key of ``flow_id`` of ``tenant``."""
+        self = super().__new__(cls, tenant.client_account_id.bytes + tenant.engagement_id.bytes + flow_id.bytes)
+        self.tenant, self.flow_id = tenant, flow_id
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,8 @@ class Phase:
     start_time: datetime | None = None
     state_time: datetime | None = None
     end_time: datetime | None = None
+    # How the repository writes it down, remembered: of a child's phases all but one are written as they were.
+    memo_text: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import grpc
 import pytest
 
 from server import app
-from server.wakeups import Key, LocalWakeups
+from server.statemachine.values import FlowKey
+from server.wakeups import LocalWakeups
 from tests.conftest import Urls, settings
 from tests.tenancy import Tenancy
 
@@ -86,7 +87,7 @@ async def test_on_idle_streams_a_dead_peer_is_noticed_and_one_that_pings_often_i
     hear, gone = LocalWakeups.hear, asyncio.Event()
 
     @contextmanager
-    def noticing(self: LocalWakeups, key: Key) -> Iterator[asyncio.Event]:
+    def noticing(self: LocalWakeups, key: FlowKey) -> Iterator[asyncio.Event]:
         try:
             with hear(self, key) as moved:
                 yield moved

@@ -12,7 +12,8 @@ import grpc
 import pytest
 
 from server import app
-from server.wakeups import Key, LocalWakeups
+from server.statemachine.values import FlowKey
+from server.wakeups import LocalWakeups
 from tests.cluster import Cluster
 from tests.conftest import Urls, settings
 from tests.faults.audit import audit
@@ -117,7 +118,7 @@ async def test_ten_watchers_see_every_revision_once_and_in_order_over_three_rest
 
 
 async def test_ten_watchers_see_the_same_when_every_hint_is_lost(urls: Urls, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(self: LocalWakeups, key: Key) -> None:
+    def lost(self: LocalWakeups, key: FlowKey) -> None:
         """No hint arrives."""
 
     def all_lost(self: LocalWakeups) -> None:

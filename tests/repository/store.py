@@ -22,10 +22,9 @@ from server.repository.requests import Answered, Committed, Request
 from server.statemachine.change import Change, ReportProgress, StartChild, TransitionPhase
 from server.statemachine.flow import Occasion
 from server.statemachine.states import PhaseState
-from server.statemachine.values import Tenant
+from server.statemachine.values import FlowKey, Tenant
 from tests.repository import rows
 
-Key = tuple[Tenant, UUID]
 CONNECTIONS = 8
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -48,7 +47,7 @@ class Store:
     heads: Heads
     commits: Commits
     sent: list[Sent]
-    rung: list[Key]
+    rung: list[FlowKey]
     _minutes: Iterator[int] = field(default_factory=lambda: count(1))
 
     def occasion(self, actor: str = "ann") -> Occasion:
@@ -86,7 +85,8 @@ class Store:
 
     async def head(self, tenant: Tenant, flow_id: UUID) -> Head:
         """The flow as the database has it."""
-        return (await self.flows.heads([(tenant, flow_id)]))[tenant, flow_id]
+        key = FlowKey(tenant, flow_id)
+        return (await self.flows.heads([key]))[key]
 
     async def record(self, tenant: Tenant, flow_id: UUID) -> Record:
         """Everything about the flow."""
@@ -107,7 +107,7 @@ async def opened(url: str, lanes: int = 1, cache: int = 1024 * 1024) -> AsyncIte
             connection.add_query_logger(lambda query: sent.append(Sent(query.query, tuple(query.args))))
         for connection in lent:
             await database.take_back(connection)
-        flows, heads, rung = Flows(database), Heads(cache), list[Key]()
+        flows, heads, rung = Flows(database), Heads(cache), list[FlowKey]()
         commits = Commits(database, flows, heads, rung.append, lanes)
         yield Store(database, flows, Events(database), heads, commits, sent, rung)
         await commits.close(5.0)

@@ -21,7 +21,7 @@ from server.statemachine.errors import (
     InvalidRequest,
 )
 from server.statemachine.states import PhaseState
-from server.statemachine.values import Tenant
+from server.statemachine.values import FlowKey, Tenant
 from tests.conftest import Urls
 from tests.repository import rows
 from tests.repository.store import Store, opened, report
@@ -182,7 +182,7 @@ async def test_whoever_waits_for_a_flow_is_rung_once_it_moved_and_only_then(stor
         await store.commit(store.asked(tenant, flow_id, TransitionPhase("data_import", PhaseState.ROLLED_BACK)))
     assert store.rung == []
     await store.commit(store.asked(tenant, flow_id, report(1)))
-    assert store.rung == [(tenant, flow_id)]
+    assert store.rung == [FlowKey(tenant, flow_id)]
 
 
 async def test_a_rehearsal_says_what_would_be_and_writes_nothing(store: Store, tenant: Tenant) -> None:
@@ -191,7 +191,7 @@ async def test_a_rehearsal_says_what_would_be_and_writes_nothing(store: Store, t
     born = await store.commits.rehearse(store.birth(tenant))
     assert (would.flow.revision, born.flow.revision) == (3, 1)
     assert (await store.head(tenant, flow_id)).flow.revision == 2
-    assert await store.flows.heads([(tenant, born.flow.flow_id)]) == {}
+    assert await store.flows.heads([FlowKey(tenant, born.flow.flow_id)]) == {}
     with pytest.raises(FlowExists):
         await store.commits.rehearse(store.birth(tenant, flow_id=flow_id))
     with pytest.raises(ConcurrentModification):

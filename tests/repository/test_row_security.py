@@ -12,7 +12,7 @@ from server.repository.requests import Committed
 from server.repository.statement import Statement, gate, named
 from server.repository.tables import TENANT_TABLES, TENANTS_SETTING, flows
 from server.statemachine.change import PauseFlow, UpdateFlow
-from server.statemachine.values import Tenant
+from server.statemachine.values import FlowKey, Tenant
 from tests.repository import rows
 from tests.repository.store import Store, outsiders, report
 
@@ -150,10 +150,10 @@ async def test_commits_of_several_tenants_go_out_together_and_reach_only_their_o
 async def test_reads_of_several_tenants_that_are_gathered_reach_only_their_own(store: Store) -> None:
     tenants = [rows.tenant() for _ in range(4)]
     flows_of = [await store.begun(tenant) for tenant in tenants]
-    mixed = [(tenant, flow_id) for tenant in tenants for flow_id in flows_of]
-    found = await asyncio.gather(*(store.flows.summary(*key) for key in mixed), return_exceptions=True)
+    mixed = [FlowKey(tenant, flow_id) for tenant in tenants for flow_id in flows_of]
+    found = await asyncio.gather(*(store.flows.summary(key.tenant, key.flow_id) for key in mixed), return_exceptions=True)
     seen = [key for key, one in zip(mixed, found, strict=True) if not isinstance(one, BaseException)]
-    assert seen == list(zip(tenants, flows_of, strict=True))
+    assert seen == [FlowKey(tenant, flow_id) for tenant, flow_id in zip(tenants, flows_of, strict=True)]
     assert set(await store.flows.heads(mixed)) == set(seen)
 
 
@@ -171,4 +171,4 @@ async def test_a_commit_of_one_tenant_is_not_seen_in_anothers_list(store: Store,
     flow_id = await store.begun(tenant)
     await store.commit(store.asked(tenant, flow_id, PauseFlow()))
     for outsider in outsiders(tenant).values():
-        assert await store.flows.heads([(outsider, flow_id)]) == {}
+        assert await store.flows.heads([FlowKey(outsider, flow_id)]) == {}

@@ -19,7 +19,7 @@ from server.repository.requests import Request, answered
 from server.repository.tables import TENANT_TABLES
 from server.statemachine.change import MergeDocument, PauseFlow, RecordActivity, ReplaceDocument, UpdateFlow
 from server.statemachine.errors import FlowError, FlowNotFound
-from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, Tenant
+from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, FlowKey, Tenant
 from tests.repository import rows
 from tests.repository.store import Store, outsiders, report, request
 
@@ -51,16 +51,16 @@ async def summaries(store: Store, owned: Owned, asker: Tenant) -> None:
 
 
 async def head(store: Store, owned: Owned, asker: Tenant) -> None:
-    assert await store.flows.head(asker, owned.flow_id) is None
+    assert await store.flows.head(FlowKey(asker, owned.flow_id)) is None
 
 
 async def lock(store: Store, owned: Owned, asker: Tenant) -> None:
     async with store.database.begin([asker]) as transaction:
-        assert await store.flows.lock(transaction, asker, owned.flow_id) is None
+        assert await store.flows.lock(transaction, FlowKey(asker, owned.flow_id)) is None
 
 
 async def heads(store: Store, owned: Owned, asker: Tenant) -> None:
-    assert await store.flows.heads([(asker, owned.flow_id)]) == {}
+    assert await store.flows.heads([FlowKey(asker, owned.flow_id)]) == {}
 
 
 async def flows(store: Store, owned: Owned, asker: Tenant) -> None:

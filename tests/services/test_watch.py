@@ -14,7 +14,8 @@ from flowledger.v1 import flow_pb2
 from flowledger.v1 import flow_service_pb2 as pb
 
 from server import app
-from server.wakeups import Key, LocalWakeups
+from server.statemachine.values import FlowKey
+from server.wakeups import LocalWakeups
 from tests.conftest import Urls, settings
 from tests.tenancy import Refusal, Tenancy
 
@@ -71,7 +72,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> dict[str, asyncio.Event]:
     hear, number = LocalWakeups.hear, 0
 
     @contextmanager
-    def counted(self: LocalWakeups, key: Key) -> Iterator[asyncio.Event]:
+    def counted(self: LocalWakeups, key: FlowKey) -> Iterator[asyncio.Event]:
         nonlocal number
         number += 1
         heard["some"].set()
