@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import zstandard
@@ -13,13 +14,24 @@ INLINE_BYTES = 64 * 1024
 _LEVEL = 1
 
 
+class _Packers(threading.local):
+    """Each thread's own: they cannot be shared, and making one costs as much as packing 10 KiB."""
+
+    def __init__(self) -> None:
+        # The frame holds the content's size (so that unpacking allocates once) and a checksum (so that damage is noticed).
+        self.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_packers = _Packers()
+
+
 def _pack(text: bytes) -> bytes:
-    # The frame holds the content's size (so that unpacking allocates once) and a checksum (so that damage is noticed).
-    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(text)
+    return _packers.compressor.compress(text)
 
 
 def _unpack(body: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompress(body)
+    return _packers.decompressor.decompress(body)
 
 
 def content_size(body: bytes) -> int:

@@ -110,7 +110,7 @@ class Boundary:
                 make, wrapped = grpc.unary_unary_rpc_method_handler, self._unary(name, call)
             methods[method.name] = make(
                 wrapped,
-                request_deserializer=_reader(method.input_type),
+                request_deserializer=(_strict_reader if method.client_streaming else _reader)(method.input_type),
                 response_serializer=_serialized,
             )
         return grpc.method_handlers_generic_handler(service.full_name, methods)
@@ -152,7 +152,7 @@ class Boundary:
             caller = None
             try:
                 caller = self._admit(context)
-                response = await call(_readable(requests), caller)
+                response = await call(requests, caller)
             except asyncio.CancelledError:
                 self._tell(name, "CANCELLED", started, caller, "", "")
                 raise
@@ -236,11 +236,17 @@ def _reader(kind: Descriptor) -> Callable[[bytes], Message | _Unreadable]:
     return read
 
 
-async def _readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        if type(request) is _Unreadable:
-            raise request.error()
-        yield request
+def _strict_reader(kind: Descriptor) -> Callable[[bytes], Message]:
+    """Reads the bytes of a stream's request: what it raises comes out where the method asks for its next request."""
+    from_bytes, unreadable = GetMessageClass(kind).FromString, _Unreadable(kind.full_name)
+
+    def read(data: bytes) -> Message:
+        try:
+            return from_bytes(data)
+        except DecodeError:
+            raise unreadable.error() from None
+
+    return read
 
 
 def _serialized(message: Message | bytes) -> bytes:

@@ -36,6 +36,7 @@ class ProgressStream:
         self, commits: Commits, now: Callable[[], datetime], new_id: Callable[[], UUID], caller: Caller, limits: document.Limits
     ) -> None:
         self._commits, self._now, self._new_id, self._caller, self._limits = commits, now, new_id, caller, limits
+        self._fields = Fields(limits)
         self._waiting: dict[_Place, tuple[int, ReportProgress]] = {}
         self._flow_id: UUID | None = None  # of the last report
         self._last: Committed | None = None
@@ -74,7 +75,7 @@ class ProgressStream:
         return received
 
     def _read(self, request: pb.StreamProgressRequest, at: int) -> tuple[UUID, ReportProgress]:
-        fields = Fields(self._limits)
+        fields = self._fields  # the first fault ends the stream, so that one will do
         flow_id = self._flow_id
         if request.flow_id or flow_id is None:
             flow_id = fields.uuid("flow_id", request.flow_id)
