@@ -17,16 +17,17 @@ import structlog
 from flowledger.v1 import flow_service_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from server.cache import Heads
+from server.cache import Heads, Texts
 from server.embedded import embedded
 from server.repository import schema
 from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
 from server.repository.events import Events
 from server.repository.flows import Flows
+from server.repository.history import History
 from server.services.boundary import Boundary, Tell
 from server.services.deadlines import Deadlines
-from server.services.flow_service import FlowService, Sources
+from server.services.flow_service import FlowService, Sources, Store
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
@@ -97,7 +98,8 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
         token_key = await database.token_key()
         flows, events = Flows(database), Events(database)
         wakeups = LocalWakeups()
-        commits = Commits(database, flows, Heads(settings.cache_mib * 1024 * 1024), wakeups.ring, settings.commit_lanes)
+        memory = settings.cache_mib * 1024 * 1024
+        commits = Commits(database, flows, Heads(memory // 2), Texts(memory // 2), wakeups.ring, settings.commit_lanes)
         watches = Watches(
             flows,
             events,
@@ -108,7 +110,8 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
             ),
         )
         limits = document.Limits(settings.max_document_bytes)
-        service = FlowService(flows, events, commits, watches, Sources(now, new_id), limits, token_key)
+        store = Store(flows, events, History(database), commits)
+        service = FlowService(store, watches, Sources(now, new_id), limits, token_key)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
         checks = health.aio.HealthServicer()
 

@@ -1,22 +1,20 @@
-"""Rows to values and back: phases and events as JSON, the hash chain over them."""
+"""Rows to values and back: phases, activity entries and bases as JSON; events have a codec of their own."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import orjson
 
-from server.statemachine import event as told
 from server.statemachine.definition import Definition
-from server.statemachine.states import FailureCode, FlowHold, FlowStatus, PhaseState
-from server.statemachine.values import ActivityEntry, ActivityKind, ChildFlow, DocumentPlace, Failure, Phase, Tenant
+from server.statemachine.history import Base, Kept, Version
+from server.statemachine.states import FailureCode, FlowHold, PhaseState
+from server.statemachine.values import ActivityEntry, ActivityKind, ChildFlow, DocumentPlace, Failure, Flow, Origin, Phase, Tenant
 
 JsonObject = dict[str, Any]
-NO_HASH = bytes(32)
 
 _STATE_BY_NAME = {state.name: state for state in PhaseState}
 _STATE_NAME = {state: state.name for state in PhaseState}
@@ -117,127 +115,82 @@ def entry_to_text(entry: ActivityEntry) -> str:
     return orjson.dumps(entry_to_json(entry), option=_UTC_Z).decode()
 
 
-def _created(fact: told.FlowCreated) -> JsonObject:
-    return {"type": fact.type, "display_name": fact.display_name, "labels": dict(fact.labels)}
-
-
-def _child_started(fact: told.ChildStarted) -> JsonObject:
-    return {"child_flow_id": str(fact.child_flow_id), "type": fact.type, "definition_version": fact.definition_version}
-
-
-def _phase_changed(fact: told.PhaseChanged) -> JsonObject:
+def base_to_bytes(base: Base) -> bytes:
+    """The base as JSON text; its hash has a column of its own."""
+    flow = base.flow
     found: JsonObject = {
-        "child": fact.child_type,
-        "before": orjson.Fragment(phase_to_text(fact.before)),
-        "after": orjson.Fragment(phase_to_text(fact.after)),
+        "type": flow.type,
+        "revision": flow.revision,
+        "created_by": flow.created_by,
+        "create_time": flow.create_time,
+        "updated_by": flow.updated_by,
+        "update_time": flow.update_time,
+        "display_name": flow.display_name,
+        "labels": dict(flow.labels),
+        "hold": flow.hold.name,
+        "hold_reason": flow.hold_reason,
+        "children": [
+            {
+                "child_flow_id": str(child.child_flow_id),
+                "type": child.type,
+                "definition_version": child.definition.version,
+                "phases": [orjson.Fragment(phase_to_text(phase)) for phase in child.phases],
+                "create_time": child.create_time,
+                "update_time": child.update_time,
+            }
+            for child in flow.children
+        ],
+        "totals": {kind.name: total for kind, total in flow.totals.items()},
+        "end_time": flow.end_time,
+        "delete_time": flow.delete_time,
+        "origin": None if flow.origin is None else [str(flow.origin.flow_id), flow.origin.revision],
+        "activity": [
+            {**entry_to_json(entry), "time": entry.time, "actor": entry.actor, "sequence": entry.sequence} for entry in base.kept.activity
+        ],
+        "documents": [
+            [place.name, place.child_type, version.revision, version.size, version.sha256.hex()]
+            for place, version in sorted(base.kept.versions.items(), key=lambda item: item[0])
+        ],
     }
-    if fact.reason:
-        found["reason"] = fact.reason
-    if fact.taken_along_by:
-        found["taken_along_by"] = fact.taken_along_by
-    return found
+    return orjson.dumps(found, option=_UTC_Z)
 
 
-def _hold_changed(fact: told.HoldChanged) -> JsonObject:
-    return {"before": fact.before.name, "after": fact.after.name, "reason_before": fact.reason_before, "reason": fact.reason}
-
-
-def _name_changed(fact: told.NameChanged) -> JsonObject:
-    return {"before": fact.before, "after": fact.after}
-
-
-def _labels_changed(fact: told.LabelsChanged) -> JsonObject:
-    return {"before": dict(fact.before), "after": dict(fact.after)}
-
-
-def _document_changed(fact: told.DocumentChanged) -> JsonObject:
-    return {"document": fact.place.name, "child": fact.place.child_type, "size": fact.size, "sha256": fact.sha256.hex()}
-
-
-def _activity_recorded(fact: told.ActivityRecorded) -> JsonObject:
-    return {"entries": [{**entry_to_json(entry), "sequence": entry.sequence} for entry in fact.entries]}
-
-
-def _deleted(fact: told.FlowDeleted) -> JsonObject:
-    return {"reason": fact.reason}
-
-
-def _undeleted(fact: told.FlowUndeleted) -> JsonObject:
-    return {"deleted": fact.deleted}
-
-
-_WRITERS: Mapping[type, tuple[str, Callable[[Any], JsonObject]]] = {
-    told.FlowCreated: ("created", _created),
-    told.ChildStarted: ("child_started", _child_started),
-    told.PhaseChanged: ("phase", _phase_changed),
-    told.HoldChanged: ("hold", _hold_changed),
-    told.NameChanged: ("display_name", _name_changed),
-    told.LabelsChanged: ("labels", _labels_changed),
-    told.DocumentChanged: ("document", _document_changed),
-    told.ActivityRecorded: ("activity", _activity_recorded),
-    told.FlowDeleted: ("deleted", _deleted),
-    told.FlowUndeleted: ("undeleted", _undeleted),
-}
-
-
-def _fact_from_json(found: JsonObject, time: datetime, actor: str) -> told.Fact:
-    match found["fact"]:
-        case "created":
-            return told.FlowCreated(found["type"], found["display_name"], found["labels"])
-        case "child_started":
-            return told.ChildStarted(UUID(found["child_flow_id"]), found["type"], found["definition_version"])
-        case "phase":
-            before, after = phase_from_json(found["before"]), phase_from_json(found["after"])
-            return told.PhaseChanged(found["child"], before, after, found.get("reason", ""), found.get("taken_along_by", ""))
-        case "hold":
-            return told.HoldChanged(FlowHold[found["before"]], FlowHold[found["after"]], found["reason_before"], found["reason"])
-        case "display_name":
-            return told.NameChanged(found["before"], found["after"])
-        case "labels":
-            return told.LabelsChanged(found["before"], found["after"])
-        case "document":
-            place = DocumentPlace(found["document"], found["child"])
-            return told.DocumentChanged(place, found["size"], bytes.fromhex(found["sha256"]))
-        case "activity":
-            return told.ActivityRecorded(tuple(entry_from_json(entry, time, actor, entry["sequence"]) for entry in found["entries"]))
-        case "deleted":
-            return told.FlowDeleted(found["reason"])
-        case "undeleted":
-            return told.FlowUndeleted(datetime.fromisoformat(found["deleted"]))
-        case unknown:
-            raise ValueError(f"an event holds a fact of unknown kind {unknown!r}")
-
-
-def event_to_text(event: told.Event) -> str:
-    """The event's body: everything that the row's own columns do not hold."""
-    facts = []
-    for fact in event.facts:
-        kind, write = _WRITERS[type(fact)]
-        facts.append({"fact": kind, **write(fact)})
-    body: JsonObject = {"status": event.status.name, "progress": event.progress, "facts": facts}
-    if event.progress_regressed:
-        body["progress_regressed"] = True
-    return orjson.dumps(body, option=_UTC_Z).decode()
-
-
-def event_from_row(revision: int, time: datetime, actor: str, body: str) -> told.Event:
-    """The event that ``event_to_text`` wrote."""
-    found = orjson.loads(body)
-    return told.Event(
-        revision,
-        time,
-        actor,
-        tuple(_fact_from_json(fact, time, actor) for fact in found["facts"]),
-        FlowStatus[found["status"]],
-        found["progress"],
-        found.get("progress_regressed", False),
+def base_from_bytes(text: bytes, tenant: Tenant, flow_id: UUID, link: bytes, definitions: Mapping[str, Definition]) -> Base:
+    """The base that ``base_to_bytes`` wrote."""
+    found = orjson.loads(text)
+    children = tuple(
+        ChildFlow(
+            UUID(child["child_flow_id"]),
+            definitions[child["type"]],
+            tuple(phase_from_json(phase) for phase in child["phases"]),
+            datetime.fromisoformat(child["create_time"]),
+            datetime.fromisoformat(child["update_time"]),
+        )
+        for child in found["children"]
     )
-
-
-def chained(before: bytes, tenant: Tenant, flow_id: UUID, event: told.Event, body: str) -> bytes:
-    """SHA-256 over the hash of the event before and everything that the event's row says, each part behind its length."""
-    parts = [before, tenant.client_account_id.bytes, tenant.engagement_id.bytes, flow_id.bytes]
-    for part in (str(event.revision), event.time.isoformat(), event.actor, body):
-        text = part.encode()
-        parts += len(text).to_bytes(8, "big"), text
-    return hashlib.sha256(b"".join(parts)).digest()
+    origin = found["origin"]
+    flow = Flow(
+        tenant,
+        flow_id,
+        found["type"],
+        found["revision"],
+        found["created_by"],
+        datetime.fromisoformat(found["create_time"]),
+        found["updated_by"],
+        datetime.fromisoformat(found["update_time"]),
+        found["display_name"],
+        found["labels"],
+        FlowHold[found["hold"]],
+        found["hold_reason"],
+        children,
+        {ActivityKind[name]: total for name, total in found["totals"].items()},
+        time_of(found["end_time"]),
+        time_of(found["delete_time"]),
+        None if origin is None else Origin(UUID(origin[0]), origin[1]),
+    )
+    entries = tuple(entry_from_json(entry, time_of(entry["time"]), entry["actor"], entry["sequence"]) for entry in found["activity"])
+    versions = {
+        DocumentPlace(name, child_type): Version(revision, size, bytes.fromhex(sha256))
+        for name, child_type, revision, size, sha256 in found["documents"]
+    }
+    return Base(flow, Kept(entries, versions), link)

@@ -30,9 +30,12 @@ from sqlalchemy import (
     Table,
     TableValuedAlias,
     Text,
+    and_,
     bindparam,
+    case,
     cast,
     column,
+    delete,
     exists,
     func,
     insert,
@@ -46,8 +49,12 @@ from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.types import TypeEngine
 
+from server.repository.admin_tables import tenants
+from server.repository.event_codec import FORMAT
+from server.repository.history_tables import VersionKind, bases, document_versions
 from server.repository.statement import Statement, gate, opened, same_flow
-from server.repository.tables import CUSTOM, FLOW_KEY, activity, children, documents, events, flows, requests
+from server.repository.table_parts import FLOW_KEY, TENANT_KEY
+from server.repository.tables import CUSTOM, activity, children, documents, events, flows, requests
 from server.statemachine.value import dataclass
 from server.statemachine.values import FlowKey
 
@@ -71,12 +78,37 @@ LEAN: Columns = MappingProxyType(
     }
 )
 WIDE: Columns = MappingProxyType({"hold": _T, "hold_reason": _T, "display_name": _T, "labels": _T, "delete_time": _TIME})
-BIRTH: Columns = MappingProxyType({"type": _T, "created_by": _T, "create_time": _TIME})
+BIRTH: Columns = MappingProxyType({"type": _T, "created_by": _T, "create_time": _TIME, "origin_flow_id": _U, "origin_revision": _I})
 _ASKED: Columns = {**_PLACE, **dict.fromkeys(FLOW_KEY, _U), "expected": _I}
 _EVENT: Columns = {**_PLACE, "revision": _I, "time": _TIME, "actor": _T, "body": _T, "hash": _B}
 _CHILD: Columns = {**_PLACE, "type": _T, "progress": Double(), "update_time": _TIME, "status": _T, "phases": _T}
 _CHILD_BIRTH: Columns = {**_CHILD, "child_flow_id": _U, "create_time": _TIME, "definition_version": Integer()}
-_DOCUMENT: Columns = {**_PLACE, "revision": _I, "size": Integer(), "name": _T, "child_type": _T, "sha256": _B, "body": _B}
+_DOCUMENT: Columns = {
+    **_PLACE,
+    "revision": _I,
+    "size": Integer(),
+    "name": _T,
+    "child_type": _T,
+    "sha256": _B,
+    "body": _B,
+    "number": Integer(),
+    # How the version before is made of this one, and which version that must be.
+    "delta": _B,
+    "delta_of": _I,
+}
+_VERSION: Columns = {
+    **_PLACE,
+    "revision": _I,
+    "size": Integer(),
+    "kind": SmallInteger(),
+    "name": _T,
+    "child_type": _T,
+    "sha256": _B,
+    "body": _B,
+}
+_GONE_DOCUMENT: Columns = {**_PLACE, "revision": _I, "name": _T, "child_type": _T}
+_GONE_CHILD: Columns = {**_PLACE, "type": _T}
+_BASE: Columns = {**_PLACE, "revision": _I, "hash": _B, "body": _B}
 _ACTIVITY: Columns = {
     **_PLACE,
     "sequence": _I,
@@ -87,6 +119,9 @@ _ACTIVITY: Columns = {
     "body": _T,
 }
 _REQUEST: Columns = {**_PLACE, "request_id": _U, "create_time": _TIME, "payload_hash": _B, "answer": _B}
+
+# Of a document's versions every so many one is kept whole, so that rebuilding any unpacks no more than so many.
+WHOLE_EVERY = 64
 
 Row = tuple[object, ...]
 Given = TableValuedAlias | Subquery
@@ -105,6 +140,10 @@ class Batch:
     documents: list[Row] = field(default_factory=list)
     activity: list[Row] = field(default_factory=list)
     requests: list[Row] = field(default_factory=list)
+    gone_children: dict[str, list[Row]] = field(default_factory=dict)
+    versions: list[Row] = field(default_factory=list)
+    gone_documents: list[Row] = field(default_factory=list)
+    bases: list[Row] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +166,10 @@ class _Shape:
     documents: bool
     activity: bool
     requests: bool
+    gone_children: tuple[str, ...]
+    versions: bool
+    gone_documents: bool
+    bases: bool
 
 
 def child_table(child_type: str) -> str:
@@ -152,7 +195,8 @@ def outcome(batch: Batch, rows: Sequence[Any]) -> Stored:
 
 
 def _shape(batch: Batch, *, new: bool) -> _Shape:
-    parts = [*batch.children.values(), *batch.born_children.values(), batch.documents, batch.activity, batch.requests]
+    tables = [*batch.children.values(), *batch.born_children.values(), *batch.gone_children.values()]
+    parts = [*tables, batch.documents, batch.activity, batch.requests, batch.versions, batch.gone_documents, batch.bases]
     return _Shape(
         new,
         batch.wide or new,
@@ -162,6 +206,10 @@ def _shape(batch: Batch, *, new: bool) -> _Shape:
         bool(batch.documents),
         bool(batch.activity),
         bool(batch.requests),
+        tuple(sorted(batch.gone_children)),
+        bool(batch.versions),
+        bool(batch.gone_documents),
+        bool(batch.bases),
     )
 
 
@@ -182,6 +230,14 @@ def _parts(shape: _Shape) -> Iterator[tuple[str, Columns]]:
         yield "activity", _ACTIVITY
     if shape.requests:
         yield "request", _REQUEST
+    for name in shape.gone_children:
+        yield f"gone_{name}", _GONE_CHILD
+    if shape.versions:
+        yield "version", _VERSION
+    if shape.gone_documents:
+        yield "gone_document", _GONE_DOCUMENT
+    if shape.bases:
+        yield "base", _BASE
 
 
 def _prepared(batch: Batch, shape: _Shape) -> tuple[Statement, dict[str, object]]:
@@ -193,6 +249,10 @@ def _prepared(batch: Batch, shape: _Shape) -> tuple[Statement, dict[str, object]
         "document": batch.documents,
         "activity": batch.activity,
         "request": batch.requests,
+        **{f"gone_{name}": found for name, found in batch.gone_children.items()},
+        "version": batch.versions,
+        "gone_document": batch.gone_documents,
+        "base": batch.bases,
     }
     statement, names = _statement(shape)
     values: dict[str, object] = {}
@@ -211,8 +271,20 @@ def _statement(shape: _Shape) -> tuple[Statement, tuple[tuple[str, tuple[str, ..
     parts = [_put("event", events, given["event"], _EVENT, moved, opener)]
     parts += [_changed(name, given[f"child_{name}"], moved, opener) for name in shape.children]
     parts += [_put(f"born_{name}", children[name], given[f"born_{name}"], _CHILD_BIRTH, moved, opener) for name in shape.born_children]
+    if shape.new:
+        parts.append(_known_tenants(asked, moved))
     if shape.documents:
         parts.append(_put("document", documents, given["document"], _DOCUMENT, moved, opener))
+        if not shape.new:
+            parts.append(_kept("document", given["document"], moved, opener))
+    if shape.gone_documents:
+        gone = given["gone_document"]
+        parts += [_kept("gone_document", gone, moved, opener), _absent(gone, moved, opener), _removed(documents, gone, moved, opener)]
+    parts += [_removed(children[name], given[f"gone_{name}"], moved, opener) for name in shape.gone_children]
+    if shape.versions:
+        parts.append(_put("version", document_versions, given["version"], _VERSION, moved, opener))
+    if shape.bases:
+        parts.append(_put("base", bases, given["base"], _BASE, moved, opener))
     if shape.activity:
         parts.append(_put("activity", activity, given["activity"], _ACTIVITY, moved, opener))
     if request is not None:
@@ -298,7 +370,9 @@ def _changed(name: str, given: Given, moved: CTE, opener: CTE) -> CTE:
 
 def _put(part: str, table: Table, given: Given, columns: Columns, moved: CTE, opener: CTE) -> CTE:
     """The rows of ``part`` whose flow moved, put into ``table``; documents and activity take the place of what is there."""
-    own = [name for name in columns if name != "place"]
+    own = [name for name in columns if name in table.c]
+    if table is events:
+        return _put_events(given, moved, opener)
     rows = select(*(moved.c[key] for key in FLOW_KEY), *(_converted(given, name) for name in own))
     rows = rows.where(opened(opener), given.c.place == moved.c.place)
     names = [*FLOW_KEY, *own]
@@ -306,5 +380,76 @@ def _put(part: str, table: Table, given: Given, columns: Columns, moved: CTE, op
         return insert(table).from_select(names, rows).returning(table.c.client_account_id).cte(f"put_{part}")
     putting = upsert(table).from_select(names, rows)
     key = [item.name for item in table.primary_key.columns]
-    replaced = {name: putting.excluded[name] for name in own if name not in key}
+    replaced: dict[str, Any] = {name: putting.excluded[name] for name in own if name not in key}
+    if table is documents:
+        replaced["number"] = documents.c.number + putting.excluded.number
     return putting.on_conflict_do_update(index_elements=key, set_=replaced).returning(table.c.client_account_id).cte(f"put_{part}")
+
+
+def _put_events(given: Given, moved: CTE, opener: CTE) -> CTE:
+    own = [name for name in _EVENT if name != "place"]
+    rows = select(*(moved.c[key] for key in FLOW_KEY), *(given.c[name] for name in own), literal_column(str(FORMAT)))
+    rows = rows.where(opened(opener), given.c.place == moved.c.place)
+    return insert(events).from_select([*FLOW_KEY, *own, "format"], rows).returning(events.c.client_account_id).cte("put_event")
+
+
+def _known_tenants(asked: Given, moved: CTE) -> CTE:
+    """Whose flows were made: the sweeper looks for tenants there."""
+    rows = select(moved.c.client_account_id, moved.c.engagement_id, asked.c.create_time).where(asked.c.place == moved.c.place)
+    putting = upsert(tenants).from_select([*TENANT_KEY, "create_time"], rows)
+    return putting.on_conflict_do_nothing().returning(tenants.c.client_account_id).cte("put_tenant")
+
+
+def _named(part: str, given: Given, moved: CTE, *columns: str) -> CTE:
+    """What ``given`` names of the flows that moved, by its whole key.
+
+    Materialized, so that PostgreSQL finds the rows by that key: joined step by step, it may begin with the name, which is no key at all.
+    """
+    names = [name for name in ("name", "child_type", "type", *columns) if name in given.c]
+    rows = select(*(moved.c[key] for key in FLOW_KEY), *(given.c[name] for name in names)).where(given.c.place == moved.c.place)
+    return rows.cte(f"named_{part}").prefix_with("MATERIALIZED")
+
+
+def _theirs(table: Any, named: CTE) -> list[Any]:
+    """The conditions that pick the documents, or the children, that are named."""
+    own = [name for name in ("name", "child_type", "type") if name in named.c and name in table.c]
+    return [*same_flow(table, named), *(table.c[name] == named.c[name] for name in own)]
+
+
+def _kept(part: str, given: Given, moved: CTE, opener: CTE) -> CTE:
+    """The present versions of documents that change or go, put with the earlier ones: as a delta where the caller made one of it."""
+    whole: Any = literal_column(str(VersionKind.WHOLE.value))
+    delta: Any = literal_column(str(VersionKind.DELTA.value))
+    kind = whole
+    body: Any = documents.c.body
+    named = _named(part, given, moved, "delta", "delta_of")
+    if "delta" in named.c:
+        fits = and_(
+            named.c.delta.is_not(None),
+            named.c.delta_of == documents.c.revision,
+            documents.c.number % literal_column(str(WHOLE_EVERY)) != literal_column("0"),
+        )
+        kind, body = case((fits, delta), else_=whole), case((fits, named.c.delta), else_=documents.c.body)
+    same = ("revision", "size", "name", "child_type", "sha256")
+    rows = select(*(documents.c[name] for name in (*FLOW_KEY, *same)), kind, body)
+    rows = rows.where(opened(opener), *_theirs(documents, named))
+    names = [*FLOW_KEY, *same, "kind", "body"]
+    return insert(document_versions).from_select(names, rows).returning(document_versions.c.client_account_id).cte(f"keep_{part}")
+
+
+def _absent(given: Given, moved: CTE, opener: CTE) -> CTE:
+    """What says that a document was not there any more."""
+    kind: Any = literal_column(str(VersionKind.ABSENT.value))
+    nothing: tuple[Any, ...] = (literal_column("0"), kind, literal_column("decode(repeat('00', 32), 'hex')"))
+    rows = select(
+        *(moved.c[key] for key in FLOW_KEY), given.c.revision, given.c.name, given.c.child_type, *nothing, literal_column("''::bytea")
+    )
+    rows = rows.where(opened(opener), given.c.place == moved.c.place)
+    names = [*FLOW_KEY, "revision", "name", "child_type", "size", "kind", "sha256", "body"]
+    return insert(document_versions).from_select(names, rows).returning(document_versions.c.client_account_id).cte("put_absent")
+
+
+def _removed(table: Table, given: Given, moved: CTE, opener: CTE) -> CTE:
+    """The rows that ``given`` names, taken out of the table."""
+    taken = delete(table).where(opened(opener), *_theirs(table, _named(f"remove_{table.name}", given, moved)))
+    return taken.returning(table.c.client_account_id).cte(f"remove_{table.name}")

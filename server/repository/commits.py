@@ -14,7 +14,7 @@ from math import ceil
 
 import asyncpg
 
-from server.cache import Heads
+from server.cache import Heads, Texts
 from server.repository import requests
 from server.repository.batch import batch_of, document_bytes
 from server.repository.commit_statement import Stored, creating, outcome, updating
@@ -55,9 +55,9 @@ WAITING_COMMITS = 20_000
 class Commits:
     """Collects commits and stores them."""
 
-    def __init__(self, database: Database, flows: Flows, heads: Heads, ring: Callable[[FlowKey], None], lanes: int) -> None:
+    def __init__(self, database: Database, flows: Flows, heads: Heads, texts: Texts, ring: Callable[[FlowKey], None], lanes: int) -> None:
         """``ring`` is told of every flow that moved; ``lanes`` transactions at most are out at a time."""
-        self._database, self._flows, self._heads, self._ring = database, flows, heads, ring
+        self._database, self._flows, self._heads, self._texts, self._ring = database, flows, heads, texts, ring
         self._waiting: deque[Waiting] = deque()
         self._busy: set[object] = set()  # flows and request ids that are on their way to disk
         self._idle = [database.line() for _ in range(lanes)]
@@ -136,9 +136,9 @@ class Commits:
                 if found := await self._replayed(tenant, request):
                     return found
                 raise
-            steps = [plan.steps[0] for plan in plans]
-            results = [step.committed for step in steps]
-            batch = await batch_of({one.key: [step] for one, step in zip(asked, steps, strict=True)})
+            results = [plan.steps[0].committed for plan in plans]
+            await self._complete({one.key: plan for one, plan in zip(asked, plans, strict=True)})
+            batch = await batch_of({one.key: plan.moves for one, plan in zip(asked, plans, strict=True)})
             if request is not None:
                 batch.requests.append(request_row(0, request, results, asked[0].occasion.now))
             try:
@@ -155,6 +155,7 @@ class Commits:
                 # Moved, overtaken or unknown: what was remembered is behind or doubtful in each case.
                 for one in asked:
                     self._heads.drop(one.key)
+                    self._texts.drop(one.key)
             for one in asked:
                 self._ring(one.key)
             return results
@@ -206,6 +207,7 @@ class Commits:
         taken: list[Waiting] = []
         left: deque[Waiting] = deque()
         blocked: set[object] = set()
+        carried: set[object] = set()
         size = 0
         while self._waiting:
             waiting = self._waiting.popleft()
@@ -213,12 +215,15 @@ class Commits:
                 continue
             keys = keys_of(waiting)
             full = len(taken) >= BATCH_COMMITS or (taken and size + waiting.size > BATCH_BYTES)
-            if full or not blocked.isdisjoint(keys) or not self._busy.isdisjoint(keys):
+            alone = waiting.asked.replaces
+            if full or not blocked.isdisjoint(keys) or not self._busy.isdisjoint(keys) or (alone and keys[0] in carried):
                 left.append(waiting)
                 blocked.update(keys)
                 continue
-            if waiting.asked.request is not None or waiting.asked.birth is not None:
-                blocked.update(keys[1:] if waiting.asked.birth is None else keys)  # the next one must find this one stored
+            if waiting.asked.request is not None or waiting.asked.birth is not None or alone:
+                # The next one must find this one stored.
+                blocked.update(keys if alone or waiting.asked.birth is not None else keys[1:])
+            carried.add(keys[0])
             taken.append(waiting)
             size += waiting.size
         self._waiting = left
@@ -248,6 +253,8 @@ class Commits:
             head = await self._flows.lock(transaction, key)
             plan = applied(head, group, {}) if head is not None else unknown(key, group)
             if plan.steps:
+                if plan.wants_kept:
+                    plan.kept = await self._flows.kept_within(transaction, key)
                 batch = await batch_of_plans({key: plan})  # without documents nothing of it waits
                 statement, values = updating(batch)
                 stored = outcome(batch, await transaction.rows(statement, values))
@@ -266,7 +273,7 @@ class Commits:
                 continue
             head = self._heads.get(key)
             # One that merges documents is read anyway, and then rather as a whole.
-            plan = None if head is None or merges(group) else applied(head, group, {})
+            plan = None if head is None or merges(group) else applied(head, group, self._texts.get(key))
             if plan is None or plan.refused:
                 doubtful.append(key)
             else:
@@ -294,14 +301,14 @@ class Commits:
 
     async def _plan(self, head: Head, group: Sequence[Waiting]) -> Plan:
         places = merges(group)
-        stored: dict[DocumentPlace, bytes] = {}
+        texts: dict[DocumentPlace, tuple[int, bytes]] = {}
         for place in places:
             text = await self._flows.document(head.flow.tenant, head.flow.flow_id, place)
             if text is not None:
-                stored[place] = text
+                texts[place] = text
         if places:  # merging parses and writes whole documents
-            return await asyncio.to_thread(applied, head, group, stored)
-        return applied(head, group, stored)
+            return await asyncio.to_thread(applied, head, group, texts)
+        return applied(head, group, self._texts.get(FlowKey(head.flow.tenant, head.flow.flow_id)))
 
     async def _plan_together(self, asked: Sequence[Asked]) -> list[Plan]:
         known = await self._flows.heads([one.key for one in asked])
@@ -330,7 +337,15 @@ class Commits:
             if part:
                 await self._write_part(part, line)
 
+    async def _complete(self, plans: Mapping[FlowKey, Plan]) -> None:
+        """Read what some plans need besides their heads: a base holds the activity that is kept."""
+        for key, plan in plans.items():
+            if plan.wants_kept:
+                # Whatever is read is of the head or newer, and if it is newer, the guard refuses what is built on it.
+                plan.kept = await self._flows.kept(key)
+
     async def _write_part(self, plans: Mapping[FlowKey, Plan], line: Line) -> None:
+        await self._complete(plans)
         batch = await batch_of_plans(plans)
         new = next(iter(plans.values())).head is None
         statement, values = creating(batch) if new else updating(batch)
@@ -372,6 +387,9 @@ class Commits:
     def _arrived(self, key: FlowKey, plan: Plan) -> None:
         last = plan.steps[-1]
         self._heads.put(key, Head(last.outcome.flow, last.hash))
+        for step in plan.steps:
+            for place, text in step.outcome.documents.items():
+                self._texts.put(key, place, step.outcome.event.revision, text)
         for waiting, step in zip(plan.carried, plan.steps, strict=True):
             waiting.succeed(step.committed)
         self._ring(key)

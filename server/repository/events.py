@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from server.repository import codec
+from server.repository import event_codec
 from server.repository.database import Database
 from server.repository.gathered import Gathered, wanted
 from server.repository.statement import Statement, gated, same_flow
@@ -88,5 +88,5 @@ class Events:
 
 def _decoded(row: tuple[int, int, int, datetime | None, datetime | None, list[tuple[int, datetime, str, str, bytes]]]) -> EventPage:
     _, head, oldest, end_time, delete_time, found = row
-    page = tuple(StoredEvent(codec.event_from_row(revision, time, actor, body), link) for revision, time, actor, body, link in found)
+    page = tuple(StoredEvent(event_codec.event_from_row(revision, time, actor, body), link) for revision, time, actor, body, link in found)
     return EventPage(page, oldest, head, end_time is not None, delete_time)

@@ -30,9 +30,10 @@ from server.repository.statement import Statement, gated, mine, same_flow
 from server.repository.tables import activity, children, documents, flows
 from server.statemachine.errors import FlowNotFound
 from server.statemachine.graphs import BUILT_IN, JOURNEYS
+from server.statemachine.history import Kept, Version
 from server.statemachine.states import FlowHold, FlowStatus
 from server.statemachine.value import dataclass
-from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, Flow, FlowKey, FlowSummary, Tenant
+from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, Flow, FlowKey, FlowSummary, Origin, Tenant
 
 _STATUS = {status.name: status for status in FlowStatus}
 _HOLD = {hold.name: hold for hold in FlowHold}
@@ -56,6 +57,8 @@ _SUMMARY = (
     "end_time",
     "delete_time",
     "hold_reason",
+    "origin_flow_id",
+    "origin_revision",
 )
 _SUMMARY_COLUMNS = [flows.c[name] for name in _SUMMARY]
 
@@ -99,6 +102,11 @@ def _activity() -> ColumnElement[Any]:
     return _rows_of(rows)
 
 
+def _versions() -> ColumnElement[Any]:
+    names = ("name", "child_type", "revision", "size", "sha256")
+    return _rows_of(select(func.row(*(documents.c[name] for name in names))).where(*same_flow(documents, flows)).correlate(flows))
+
+
 _HEAD_COLUMNS = [*_SUMMARY_COLUMNS, flows.c.hold, flows.c.totals, flows.c.head_hash, _children()]
 
 _wanted = wanted()
@@ -106,9 +114,10 @@ _SUMMARIES = Statement(gated(select(_wanted.c.place, *_SUMMARY_COLUMNS).where(*s
 _HEADS = Statement(gated(select(_wanted.c.place, *_HEAD_COLUMNS).where(*same_flow(flows, _wanted))))
 _LOCKED = Statement(gated(select(flows.c.revision).where(*same_flow(flows, _wanted)).with_for_update(of=flows)))
 _RECORDS = Statement(gated(select(_wanted.c.place, *_HEAD_COLUMNS, _documents(), _activity()).where(*same_flow(flows, _wanted))))
+_KEPT = Statement(gated(select(_activity(), _versions()).where(*same_flow(flows, _wanted))))
 _PLACES = Statement(
     gated(
-        select(documents.c.body).where(
+        select(documents.c.revision, documents.c.body).where(
             *mine(documents),
             documents.c.flow_id == bindparam("flow_id", type_=UUIDType()),
             documents.c.name == bindparam("name", type_=Text),
@@ -130,7 +139,7 @@ class DeletedFlows(Enum):
 
 def _summary(row: Sequence[Any]) -> FlowSummary:
     account, engagement, flow_id, kind, name, revision, status, progress, child, phases, labels, *rest = row
-    create_time, created_by, update_time, updated_by, end_time, delete_time, hold_reason = rest
+    create_time, created_by, update_time, updated_by, end_time, delete_time, hold_reason, origin, origin_revision = rest
     return FlowSummary(
         Tenant(account, engagement),
         flow_id,
@@ -149,6 +158,7 @@ def _summary(row: Sequence[Any]) -> FlowSummary:
         end_time,
         delete_time,
         hold_reason,
+        None if origin is None else Origin(origin, origin_revision),
     )
 
 
@@ -171,9 +181,10 @@ def _head(row: Sequence[Any]) -> Head:
         _HOLD[hold],
         said.hold_reason,
         tuple(codec.child_from_row(BUILT_IN[kind], child) for kind, _, *child in members),
-        {kind: totals[kind.value - 1] for kind in ActivityKind},
+        {kind: total for kind in ActivityKind if (total := totals[kind.value - 1])},
         said.end_time,
         said.delete_time,
+        said.origin,
     )
     return Head(flow, head_hash)
 
@@ -235,8 +246,8 @@ class Flows:
         """The flows with all that belongs to them in the order asked for. Raises FlowNotFound for the first that is missing."""
         return [await _unpacked(half) for half in await _each(self._records, tenant, flow_ids)]
 
-    async def document(self, tenant: Tenant, flow_id: UUID, place: DocumentPlace) -> bytes | None:
-        """The stored document; None when there is none."""
+    async def document(self, tenant: Tenant, flow_id: UUID, place: DocumentPlace) -> tuple[int, bytes] | None:
+        """The stored document and the revision that it is of; None when there is none."""
         values = {
             "client_account_id": tenant.client_account_id,
             "engagement_id": tenant.engagement_id,
@@ -245,7 +256,15 @@ class Flows:
             "child_type": place.child_type,
         }
         rows = await self._database.read([tenant], _PLACES, values)
-        return (await unpacked([rows[0][0]]))[0] if rows else None
+        return (rows[0][0], (await unpacked([rows[0][1]]))[0]) if rows else None
+
+    async def kept(self, key: FlowKey) -> Kept:
+        """What is kept of the flow besides itself: its activity, and which version each document is of; nothing for no flow."""
+        return _kept(await self._database.read([key.tenant], _KEPT, wanted_values([key])))
+
+    async def kept_within(self, transaction: Transaction, key: FlowKey) -> Kept:
+        """The same within a transaction."""
+        return _kept(await transaction.rows(_KEPT, wanted_values([key])))
 
     async def page(
         self, tenant: Tenant, narrowed: Filter, order: Order, start: tuple[str | datetime, UUID] | None, size: int, deleted: DeletedFlows
@@ -263,6 +282,13 @@ class Flows:
         query = query.order_by(*sorting(order, flows)).limit(size)
         rows = await self._database.read([tenant], Statement(gated(query)), {})
         return [_summary(row) for row in rows]
+
+
+def _kept(rows: Sequence[Any]) -> Kept:
+    if not rows:
+        return Kept()
+    entries, versions = rows[0]
+    return Kept(_entries(entries), {DocumentPlace(name, child): Version(*version) for name, child, *version in versions})
 
 
 async def _each(reads: Gathered[_Found], tenant: Tenant, flow_ids: Sequence[UUID]) -> list[_Found]:

@@ -17,7 +17,7 @@ from sqlalchemy.types import TypeEngine
 from server.repository.database import Database, Line
 from server.repository.gathering import gathered
 from server.repository.statement import Statement
-from server.repository.tables import FLOW_KEY
+from server.repository.table_parts import FLOW_KEY
 from server.statemachine.values import FlowKey, Tenant
 
 Read = TypeVar("Read")

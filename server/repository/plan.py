@@ -8,16 +8,17 @@ from dataclasses import field
 from datetime import datetime
 from uuid import UUID
 
-from server.repository.batch import Step, batch_of, merged_places
+from server.repository.batch import Moves, Step, batch_of, merged_places
 from server.repository.commit_statement import Batch, Row
 from server.repository.flows import Head
 from server.repository.requests import Answered, Committed, Request
 from server.statemachine import flow as machine
-from server.statemachine.change import Change
+from server.statemachine.change import Change, ReplaceContent
 from server.statemachine.errors import ConcurrentModification, FlowError, FlowNotFound
 from server.statemachine.flow import Occasion
+from server.statemachine.history import Kept, wants_base
 from server.statemachine.value import dataclass
-from server.statemachine.values import DocumentPlace, FlowKey, Tenant
+from server.statemachine.values import DocumentPlace, FlowKey, Origin, Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Birth:
     type: str
     display_name: str
     labels: Mapping[str, str]
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,12 @@ class Asked:
     request: Request | None = None
     birth: Birth | None = None
     key: FlowKey = field(init=False, repr=False, compare=False)
+    # Whether the flow is replaced as a whole; that goes by itself, since what it removes cannot be written in the same statement.
+    replaces: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", FlowKey(self.tenant, self.flow_id))
+        object.__setattr__(self, "replaces", ReplaceContent in map(type, self.changes))
 
 
 @dataclass(frozen=False, slots=True)
@@ -73,6 +78,19 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     carried: list[Waiting] = field(default_factory=list)
     refused: list[tuple[Waiting, FlowError]] = field(default_factory=list)
+    # What batch.Moves wants to know besides the steps.
+    kept: Kept | None = None
+    texts: Mapping[DocumentPlace, tuple[int, bytes]] = field(default_factory=dict)
+
+    @property
+    def wants_kept(self) -> bool:
+        """Whether it must be known what is kept of the flow before the steps can be stored."""
+        return self.head is not None and any(wants_base(step.outcome.event) for step in self.steps)
+
+    @property
+    def moves(self) -> Moves:
+        """The steps as the batch wants them."""
+        return Moves(self.steps, self.kept or Kept(), self.texts)
 
 
 def keys_of(waiting: Waiting) -> tuple[object, ...]:
@@ -85,7 +103,7 @@ def keys_of(waiting: Waiting) -> tuple[object, ...]:
 
 async def batch_of_plans(plans: Mapping[FlowKey, Plan]) -> Batch:
     """The rows of all plans, with the request ids that they answer."""
-    batch = await batch_of({key: plan.steps for key, plan in plans.items()})
+    batch = await batch_of({key: plan.moves for key, plan in plans.items()})
     for place, key in enumerate(batch.keys):
         for waiting, step in zip(plans[key].carried, plans[key].steps, strict=True):
             if (request := waiting.asked.request) is not None:
@@ -117,8 +135,10 @@ def born(asked: Asked) -> Step:
     """The first step of a new flow. Raises what the rules raise."""
     assert asked.birth is not None
     birth = asked.birth
-    made = machine.create(asked.tenant, asked.flow_id, birth.type, birth.display_name, birth.labels, asked.changes, asked.occasion)
-    return Step.after(None, made)
+    made = machine.create(
+        asked.tenant, asked.flow_id, birth.type, birth.display_name, birth.labels, asked.changes, asked.occasion, birth.origin
+    )
+    return Step.after(asked.key, None, made)
 
 
 def birth_plan(waiting: Waiting) -> Plan:
@@ -129,9 +149,10 @@ def birth_plan(waiting: Waiting) -> Plan:
         return Plan(None, refused=[(waiting, error)])
 
 
-def applied(head: Head, group: Sequence[Waiting], stored: Mapping[DocumentPlace, bytes]) -> Plan:
-    """The plan that applies the group to ``head`` in order; ``stored`` holds the documents that it merges into."""
-    plan = Plan(head)
+def applied(head: Head, group: Sequence[Waiting], texts: Mapping[DocumentPlace, tuple[int, bytes]]) -> Plan:
+    """The plan that applies the group to ``head`` in order; ``texts`` has the documents that it merges into, with their revisions."""
+    plan = Plan(head, texts=texts)
+    stored = {place: text for place, (_, text) in texts.items()}
     for waiting in group:
         asked, revision = waiting.asked, head.flow.revision
         try:
@@ -141,7 +162,7 @@ def applied(head: Head, group: Sequence[Waiting], stored: Mapping[DocumentPlace,
         except FlowError as error:
             plan.refused.append((waiting, error))
             continue
-        step = Step.after(head, made)
+        step = Step.after(asked.key, head, made)
         head = Head(made.flow, step.hash)
         if made.documents:
             stored = {**stored, **made.documents}

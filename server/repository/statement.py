@@ -13,7 +13,8 @@ from sqlalchemy import CTE, ColumnElement, Select, Table, Text, bindparam, func,
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.sql.expression import ClauseElement
 
-from server.repository.tables import TENANT_KEY, TENANTS_SETTING
+from server.repository.table_parts import TENANT_KEY
+from server.repository.tables import TENANTS_SETTING
 from server.statemachine.values import Tenant
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]

@@ -57,6 +57,7 @@ CODES: Mapping[str, grpc.StatusCode] = MappingProxyType(
         "CONCURRENT_MODIFICATION": grpc.StatusCode.ABORTED,
         "REVISION_COMPACTED": grpc.StatusCode.OUT_OF_RANGE,
         "REVISION_IN_FUTURE": grpc.StatusCode.OUT_OF_RANGE,
+        "HISTORY_DAMAGED": grpc.StatusCode.DATA_LOSS,
         "LIMIT_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
         "NO_CALLER": grpc.StatusCode.UNAUTHENTICATED,
         "STORE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,

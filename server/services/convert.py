@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
 import orjson
 from flowledger.v1 import activity_pb2, change_pb2, document_pb2, event_pb2, flow_pb2
@@ -255,6 +256,7 @@ def summarized(said: FlowSummary) -> flow_pb2.Flow:
         delete_time=_maybe(said.delete_time),
         hold_reason=said.hold_reason,
         journey=JOURNEYS[said.type],
+        lineage=None if said.origin is None else flow_pb2.Lineage(flow_id=str(said.origin.flow_id), revision=said.origin.revision),
     )
 
 
@@ -426,6 +428,29 @@ def _undeleted(_: told.FlowUndeleted) -> event_pb2.EventChange:
     return event_pb2.EventChange(undeleted=event_pb2.FlowUndeleted())
 
 
+def _replaced(fact: told.FlowReplaced) -> event_pb2.EventChange:
+    return event_pb2.EventChange(
+        replaced=event_pb2.FlowReplaced(
+            cause=fact.cause.value,  # type: ignore[arg-type]
+            source_revision=fact.source_revision,
+            source_flow_id=_id(fact.source_flow_id),
+            source_checkpoint_id=_id(fact.source_checkpoint_id),
+            reason=fact.reason,
+            quarantine_id=_id(fact.quarantine_id),
+            children_removed=fact.children_removed,
+            documents_removed=[f"{place.name}/{place.child_type}" if place.child_type else place.name for place in fact.documents_removed],
+        )
+    )
+
+
+def _lost(_: told.EventLost) -> event_pb2.EventChange:
+    return event_pb2.EventChange(lost=event_pb2.EventLost())
+
+
+def _id(found: UUID | None) -> str:
+    return "" if found is None else str(found)
+
+
 _FACTS: Mapping[type, Callable[[Any], event_pb2.EventChange]] = MappingProxyType(
     {
         told.FlowCreated: _created,
@@ -438,6 +463,8 @@ _FACTS: Mapping[type, Callable[[Any], event_pb2.EventChange]] = MappingProxyType
         told.ActivityRecorded: _activity_recorded,
         told.FlowDeleted: _deleted,
         told.FlowUndeleted: _undeleted,
+        told.FlowReplaced: _replaced,
+        told.EventLost: _lost,
     }
 )
 

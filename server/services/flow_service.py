@@ -20,7 +20,8 @@ from google.protobuf.message import Message
 from server.repository import filter as filters
 from server.repository.commits import Commits
 from server.repository.events import Events
-from server.repository.flows import DeletedFlows, Flows
+from server.repository.flows import DeletedFlows, Flows, Record
+from server.repository.history import History
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed, Request
 from server.services import convert, page_token
@@ -30,10 +31,11 @@ from server.services.progress_stream import ProgressStream
 from server.services.watch import Watches
 from server.statemachine import change as ask
 from server.statemachine import document
+from server.statemachine.derivation import summary
 from server.statemachine.errors import LimitExceeded, RevisionInFuture
 from server.statemachine.flow import Occasion
 from server.statemachine.graphs import JOURNEYS
-from server.statemachine.values import FlowSummary, Tenant
+from server.statemachine.values import FlowKey, FlowSummary, Tenant
 
 FLOWS_PAGE, FLOWS_PAGE_MOST = 50, 500
 EVENTS_PAGE, EVENTS_PAGE_MOST = 100, 1000
@@ -57,13 +59,22 @@ class Sources:
     new_id: Callable[[], UUID]
 
 
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What the database can be asked for."""
+
+    flows: Flows
+    events: Events
+    history: History
+    commits: Commits
+
+
 class FlowService:
     """Keeps the state of flows."""
 
-    def __init__(
-        self, flows: Flows, events: Events, commits: Commits, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes
-    ) -> None:
-        self._flows, self._events, self._commits, self._watches = flows, events, commits, watches
+    def __init__(self, store: Store, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes) -> None:
+        self._flows, self._events, self._history, self._commits = store.flows, store.events, store.history, store.commits
+        self._watches = watches
         self._sources, self._limits, self._token_key = sources, limits, token_key
 
     # ---- making and changing --------------------------------------------------------------------------------------------------------
@@ -181,7 +192,12 @@ class FlowService:
         least = fields.revision("min_revision", request.min_revision)
         view = _view(fields, request.view, _BASIC)
         _check_form(fields, request.form)
+        at = fields.revision("at_revision", request.at_revision)
+        if at and least:
+            fields.wrong("at_revision", "does not go with min_revision: an old revision is never newer than itself")
         fields.check()
+        if at:
+            return pb.GetFlowResponse(flow=await self._past(FlowKey(caller.tenant, flow_id), at, view, request.form))
         flow = (await self._in_view(caller.tenant, [flow_id], view, request.form))[0]
         if flow.revision < least:
             raise RevisionInFuture(least, flow.revision)
@@ -346,6 +362,14 @@ class FlowService:
         found = await self._commits.commit(asked)
         return found.answer if isinstance(found, Answered) else answer([found])
 
+    async def _past(
+        self, key: FlowKey, at: int, view: flow_pb2.FlowView.ValueType, form: document_pb2.DocumentForm.ValueType
+    ) -> flow_pb2.Flow:
+        if view == _FULL:
+            return (await self._full([await self._history.record(key, at)], form))[0]
+        flow = (await self._history.base(key, at)).flow
+        return convert.summarized(summary(flow)) if view == _SUMMARY else convert.basic(flow)
+
     async def _in_view(
         self, tenant: Tenant, flow_ids: Sequence[UUID], view: flow_pb2.FlowView.ValueType, form: document_pb2.DocumentForm.ValueType
     ) -> list[flow_pb2.Flow]:
@@ -355,7 +379,9 @@ class FlowService:
             return [convert.summarized(said) for said in await self._flows.summaries(tenant, flow_ids)]
         if view == _BASIC:
             return [convert.basic(flow) for flow in await self._flows.flows(tenant, flow_ids)]
-        records = await self._flows.records(tenant, flow_ids)
+        return await self._full(await self._flows.records(tenant, flow_ids), form)
+
+    async def _full(self, records: Sequence[Record], form: document_pb2.DocumentForm.ValueType) -> list[flow_pb2.Flow]:
         size = sum(len(text) for record in records for text in record.documents.values())
         most = self._limits.max_bytes * 3
         if size > most:

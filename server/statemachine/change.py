@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
+from uuid import UUID
 
+from server.statemachine.event import Cause
 from server.statemachine.states import PhaseState
 from server.statemachine.value import dataclass
-from server.statemachine.values import ActivityEntry, DocumentPlace, Failure
+from server.statemachine.values import ActivityEntry, Content, DocumentPlace, Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,25 @@ class UndeleteFlow:
     """Bring the soft-deleted flow back."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReplaceContent:
+    """Put ``content`` in the place of what the flow is.
+
+    ``remove`` names the documents that the flow has and the content has not, ``keep`` those that are the same in both. Both were read at
+    the revision that the commit expects.
+    """
+
+    content: Content
+    cause: Cause
+    reason: str = ""
+    remove: tuple[DocumentPlace, ...] = ()
+    keep: frozenset[DocumentPlace] = frozenset()
+    source_revision: int = 0
+    source_flow_id: UUID | None = None
+    source_checkpoint_id: UUID | None = None
+    quarantine_id: UUID | None = None
+
+
 Change = (
     TransitionPhase
     | RetryPhase
@@ -135,4 +156,5 @@ Change = (
     | StartChild
     | DeleteFlow
     | UndeleteFlow
+    | ReplaceContent
 )

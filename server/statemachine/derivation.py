@@ -177,4 +177,5 @@ def summary(flow: Flow) -> FlowSummary:
         flow.end_time,
         flow.delete_time,
         flow.hold_reason,
+        flow.origin,
     )

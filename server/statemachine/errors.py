@@ -220,6 +220,18 @@ class RevisionCompacted(FlowError):
         )
 
 
+class HistoryDamaged(FlowError):
+    """A revision that is kept cannot be rebuilt: what is stored of it is damaged."""
+
+    reason = "HISTORY_DAMAGED"
+
+    def __init__(self, revision: int) -> None:
+        super().__init__(
+            f"revision {revision} cannot be rebuilt, what is stored of it is damaged: ValidateFlow says what, RecoverFlow what can be done",
+            revision=revision,
+        )
+
+
 class NoCaller(FlowError):
     """The call does not say who makes it."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from datetime import datetime
+from enum import unique
 from uuid import UUID
 
-from server.statemachine.states import FlowHold, FlowStatus
+from server.statemachine.states import FlowHold, FlowStatus, Member
 from server.statemachine.value import dataclass
 from server.statemachine.values import ActivityEntry, DocumentPlace, Phase
 
@@ -32,13 +33,17 @@ class ChildStarted:
 
 @dataclass(frozen=True, slots=True)
 class PhaseChanged:
-    """A phase changed; ``taken_along_by`` names the phase whose roll-back or redo caused it."""
+    """A phase changed.
+
+    ``taken_along_by`` names the phase whose roll-back or redo caused it, ``failed`` says that a failure was reported.
+    """
 
     child_type: str
     before: Phase
     after: Phase
     reason: str = ""
     taken_along_by: str = ""
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,35 @@ class FlowUndeleted:
     deleted: datetime
 
 
+@unique
+class Cause(Member):
+    """Why a flow's content was replaced as a whole; numbers as in the contract."""
+
+    REVERT = 1
+    FORK = 2
+    RESTORE = 3
+    RECOVERY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FlowReplaced:
+    """The flow's content was replaced as a whole; a base is stored with the event, since its facts alone do not tell all of it."""
+
+    cause: Cause
+    reason: str = ""
+    source_revision: int = 0
+    source_flow_id: UUID | None = None
+    source_checkpoint_id: UUID | None = None
+    quarantine_id: UUID | None = None
+    children_removed: tuple[str, ...] = ()
+    documents_removed: tuple[DocumentPlace, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EventLost:
+    """What stood here was lost; a recovery filled the gap."""
+
+
 Fact = (
     FlowCreated
     | ChildStarted
@@ -108,6 +142,8 @@ Fact = (
     | ActivityRecorded
     | FlowDeleted
     | FlowUndeleted
+    | FlowReplaced
+    | EventLost
 )
 
 

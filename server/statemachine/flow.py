@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NoReturn
 from uuid import UUID
 
+from server.statemachine import activity, document, phases
 from server.statemachine import change as ask
-from server.statemachine import document, phases
 from server.statemachine.definition import Definition
 from server.statemachine.derivation import child_completed, flow_progress, flow_status, summary
 from server.statemachine.errors import (
@@ -37,6 +37,7 @@ from server.statemachine.event import (
     PhaseChanged,
 )
 from server.statemachine.graphs import BUILT_IN, JOURNEYS
+from server.statemachine.replacement import replaced
 from server.statemachine.states import TERMINAL, FlowHold, FlowStatus, PhaseState
 from server.statemachine.value import dataclass
 from server.statemachine.values import (
@@ -45,9 +46,9 @@ from server.statemachine.values import (
     ChildFlow,
     DocumentName,
     DocumentPlace,
-    Failure,
     Flow,
     FlowSummary,
+    Origin,
     Phase,
     Tenant,
 )
@@ -67,13 +68,14 @@ class Occasion:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A flow after a commit, the event that records it, and the documents and activity to store."""
+    """A flow after a commit, the event that records it, the documents and activity to store, and the documents to remove."""
 
     flow: Flow
     summary: FlowSummary
     event: Event
     documents: Mapping[DocumentPlace, bytes]
     activity: tuple[ActivityEntry, ...]
+    removed: tuple[DocumentPlace, ...] = ()
 
 
 @dataclass(frozen=False, slots=True)
@@ -87,6 +89,7 @@ class _Draft:
     totals: Mapping[ActivityKind, int]
     written: dict[DocumentPlace, bytes] = field(default_factory=dict)
     activity: list[ActivityEntry] = field(default_factory=list)
+    removed: tuple[DocumentPlace, ...] = ()
 
     def write(self, place: DocumentPlace, text: bytes) -> None:
         self.written[place] = text
@@ -101,15 +104,16 @@ def create(
     labels: Mapping[str, str],
     changes: Sequence[ask.Change],
     occasion: Occasion,
+    origin: Origin | None = None,
 ) -> Outcome:
-    """A new flow at revision 1 with ``changes`` (a first child, documents) applied to it.
+    """A new flow at revision 1 with ``changes`` (a first child, documents; a fork's content) applied to it.
 
     Raises InvalidRequest for a type that is no journey.
     """
     if flow_type not in JOURNEYS:
         raise invalid("type", f"{flow_type[:100]!r} is not a flow type; known ones are {', '.join(JOURNEYS)}")
     actor, now = occasion.actor, occasion.now
-    flow = Flow(tenant, flow_id, flow_type, 0, actor, now, actor, now, display_name=display_name, labels=labels)
+    flow = Flow(tenant, flow_id, flow_type, 0, actor, now, actor, now, display_name=display_name, labels=labels, origin=origin)
     return _commit(flow, changes, occasion, {}, [FlowCreated(flow_type, display_name, labels)])
 
 
@@ -139,7 +143,7 @@ def _commit(
     said = summary(after)
     regressed = flow.revision > 0 and said.progress < flow_progress(flow)
     event = Event(after.revision, after.update_time, after.updated_by, tuple(draft.facts), said.status, said.progress, regressed)
-    return Outcome(after, said, event, draft.written, tuple(draft.activity))
+    return Outcome(after, said, event, draft.written, tuple(draft.activity), draft.removed)
 
 
 def _committed(draft: _Draft, before: Flow) -> Flow:
@@ -163,6 +167,7 @@ def _committed(draft: _Draft, before: Flow) -> Flow:
         draft.totals,
         end_time,
         flow.delete_time,
+        flow.origin,
     )
 
 
@@ -170,8 +175,6 @@ def _transition(draft: _Draft, change: ask.TransitionPhase) -> None:
     child, at = _movable(draft, change.phase, change.child_type)
     moved, changed = phases.transition(child, at, change.to, change.failure, change.reason, draft.occasion.now)
     _moved(draft, moved, changed)
-    if change.failure is not None:
-        _add_activity(draft, [_failed(change.phase, child.type, change.failure)])
 
 
 def _retry(draft: _Draft, change: ask.RetryPhase) -> None:
@@ -277,6 +280,25 @@ def _undelete(draft: _Draft, _: ask.UndeleteFlow) -> None:
     draft.flow = replace(draft.flow, delete_time=None)
 
 
+def _replace_content(draft: _Draft, change: ask.ReplaceContent) -> None:
+    _check_updatable(draft.flow)
+    content = change.content
+    children, facts = replaced(draft.flow, change, draft.occasion.now)
+    draft.facts += facts
+    draft.flow = replace(
+        draft.flow,
+        display_name=content.display_name,
+        labels=content.labels,
+        hold=content.hold,
+        hold_reason=content.hold_reason,
+        children=children,
+    )
+    for place, text in content.documents.items():
+        if place not in change.keep:
+            draft.write(place, text)
+    draft.removed = change.remove
+
+
 _RULES: Mapping[type, Callable[[_Draft, object], None]] = {
     ask.TransitionPhase: _transition,  # type: ignore[dict-item]
     ask.RetryPhase: _retry,  # type: ignore[dict-item]
@@ -290,6 +312,7 @@ _RULES: Mapping[type, Callable[[_Draft, object], None]] = {
     ask.StartChild: _start_child,  # type: ignore[dict-item]
     ask.DeleteFlow: _delete,  # type: ignore[dict-item]
     ask.UndeleteFlow: _undelete,  # type: ignore[dict-item]
+    ask.ReplaceContent: _replace_content,  # type: ignore[dict-item]
 }
 
 
@@ -371,57 +394,17 @@ def _put_child(draft: _Draft, child: ChildFlow) -> None:
         flow.totals,
         flow.end_time,
         flow.delete_time,
+        flow.origin,
     )
 
 
 def _moved(draft: _Draft, child: ChildFlow, changed: tuple[PhaseChanged, ...]) -> None:
     _put_child(draft, child)
     draft.facts.extend(changed)
-    entries: list[ActivityEntry] = []
-    for change in changed:
-        _tell(entries, change)
-    _add_activity(draft, entries)
-
-
-def _tell(entries: list[ActivityEntry], change: PhaseChanged) -> None:
-    """What the analytics say of a phase that moved."""
-    before, after = change.before, change.after
-    spent = None
-    if before.state is PhaseState.IN_PROGRESS and before.start_time is not None and after.state_time is not None:
-        spent = max(after.state_time - before.start_time, timedelta())
-    name, way = after.name, f"{before.state.name} to {after.state.name}"
-    entries.append(ActivityEntry(ActivityKind.TRANSITION, name, change.child_type, (), way, None, "", spent))
-    if after.retry_count > before.retry_count:
-        retried = ActivityEntry(ActivityKind.RETRY, name, change.child_type, (), change.reason, float(after.retry_count))
-        entries.append(retried)
-
-
-def _failed(phase: str, child_type: str, failure: Failure) -> ActivityEntry:
-    text = f"{failure.code.name}: {failure.message}" if failure.message else failure.code.name
-    return ActivityEntry(ActivityKind.ERROR, phase, child_type, message=text)
+    _add_activity(draft, activity.moved(changed))
 
 
 def _add_activity(draft: _Draft, entries: Sequence[ActivityEntry]) -> tuple[ActivityEntry, ...]:
-    totals, now, actor = dict(draft.totals), draft.occasion.now, draft.occasion.actor
-    recorded = []
-    for entry in entries:
-        kind = entry.kind
-        totals[kind] = number = totals.get(kind, 0) + 1
-        recorded.append(
-            ActivityEntry(
-                kind,
-                entry.phase,
-                entry.subject,
-                entry.participants,
-                entry.message,
-                entry.value,
-                entry.unit,
-                entry.duration,
-                now,
-                actor,
-                number,
-            )
-        )
-    draft.totals = totals
+    recorded, draft.totals = activity.numbered(entries, draft.totals, draft.occasion.now, draft.occasion.actor)
     draft.activity.extend(recorded)
-    return tuple(recorded)
+    return recorded

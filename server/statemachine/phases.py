@@ -54,7 +54,7 @@ def transition(
     if to is _S.IN_PROGRESS and (missing := missing_dependencies(child, definition)):
         raise DependencyIncomplete("phase", before.name, missing)
     after = _become(before, _granted(before, to, failure, definition), failure, now)
-    changed = [PhaseChanged(child.type, before, after, reason)]
+    changed = [PhaseChanged(child.type, before, after, reason, "", failure is not None)]
     if before.state is _S.COMPLETED or to is _S.ROLLED_BACK:
         changed += _taken_along(child, at, reason, now)
     return _with(child, changed, now), tuple(changed)

@@ -132,6 +132,14 @@ class DocumentPlace:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The flow and revision that a flow was forked from."""
+
+    flow_id: UUID
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """One journey without its documents; status and progress are derived, see derivation.py."""
 
@@ -151,6 +159,19 @@ class Flow:
     totals: Mapping[ActivityKind, int] = field(default_factory=dict, hash=False)
     end_time: datetime | None = None
     delete_time: datetime | None = None
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What can be brought back of a flow: everything but its identity, its revision and its analytics."""
+
+    display_name: str
+    labels: Mapping[str, str] = field(hash=False)
+    hold: FlowHold
+    hold_reason: str
+    children: tuple[ChildFlow, ...]
+    documents: Mapping[DocumentPlace, bytes] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +195,4 @@ class FlowSummary:
     end_time: datetime | None
     delete_time: datetime | None
     hold_reason: str
+    origin: Origin | None = None

@@ -35,6 +35,19 @@ _numbers = count(1)
 DATA_BEFORE: Mapping[str, str] = MappingProxyType(
     {
         "0001": "CREATE TABLE neighbour (id int PRIMARY KEY, name text); INSERT INTO neighbour VALUES (1, 'was here first')",
+        "0002": """
+            SELECT set_config('flowledger.tenants', '00000000-0000-0000-0000-00000000000a/00000000-0000-0000-0000-00000000000b', false);
+            INSERT INTO flows VALUES ('00000000-0000-0000-0000-00000000000a', '00000000-0000-0000-0000-00000000000b',
+                '00000000-0000-0000-0000-00000000000c', 1, 0, '2026-11-01Z', '2026-11-01Z', NULL, NULL, 'discovery', 'INITIALIZED',
+                'NONE', '', 'Old flow', 'ann', 'ann', 'discovery', '{}', '{}', '{0,0,0,0,0,0,0}', decode(repeat('00', 32), 'hex'));
+            INSERT INTO discovery_flows VALUES ('00000000-0000-0000-0000-00000000000a', '00000000-0000-0000-0000-00000000000b',
+                '00000000-0000-0000-0000-00000000000c', '00000000-0000-0000-0000-00000000000d', 0, '2026-11-01Z', '2026-11-01Z', 1,
+                'discovery', 'INITIALIZED', '[{"name": "data_import", "state": "NOT_STARTED"}]');
+            INSERT INTO documents VALUES ('00000000-0000-0000-0000-00000000000a', '00000000-0000-0000-0000-00000000000b',
+                '00000000-0000-0000-0000-00000000000c', 1, 2, 'state', '', decode(repeat('00', 32), 'hex'), '{}');
+            INSERT INTO events VALUES ('00000000-0000-0000-0000-00000000000a', '00000000-0000-0000-0000-00000000000b',
+                '00000000-0000-0000-0000-00000000000c', 1, '2026-11-01Z', 'ann', '{}', decode(repeat('00', 32), 'hex'));
+        """,
     }
 )
 
@@ -109,6 +122,11 @@ async def test_each_migration_goes_up_over_data(postgres: Cluster, template: str
         before = revision
     async with superuser(empty.service) as connection:
         assert await connection.fetchval("SELECT name FROM neighbour") == "was here first"
+        assert await connection.fetchval("SELECT (client_account_id, create_time = '2026-11-01Z')::text FROM tenants") == (
+            "(00000000-0000-0000-0000-00000000000a,t)"
+        )
+        assert await connection.fetchval("SELECT (format, content_sha256, body)::text FROM events") == "(1,,{})"
+        assert await connection.fetchval("SELECT number FROM documents") == 1
     postgres.run("DROP TABLE neighbour", empty.name)
     assert statements(postgres.dump(empty.name)) == statements(postgres.dump(template))
 

@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from server.repository import schema
-from server.repository.tables import SERVICE_ROLE, TENANT_KEY, TENANT_TABLES, TENANTS_SETTING, metadata
+from server.repository.table_parts import TENANT_KEY, metadata
+from server.repository.tables import SERVICE_ROLE, TENANT_TABLES, TENANTS_SETTING
 from tests.cluster import Cluster
 from tests.conftest import Urls
 from tests.contract.source_tree import ROOT
@@ -22,7 +23,7 @@ from tests.repository import rows
 from tests.repository.store import superuser
 
 TABLES = {table.name for table in TENANT_TABLES}
-OTHERS = {"installation", "alembic_version"}
+OTHERS = {"installation", "tenants", "alembic_version"}
 _numbers = count(1)
 
 # What only the migration says: who may, what binds them, and how a column is kept. The tests below look at each by itself.
@@ -126,9 +127,11 @@ async def test_the_service_may_do_exactly_what_it_needs(truth: asyncpg.Connectio
     for table, grantee, privilege in found:
         granted.setdefault(table, set()).add((grantee, privilege))
     changing = {(SERVICE_ROLE, privilege) for privilege in ("SELECT", "INSERT", "UPDATE", "DELETE")}
-    assert granted == {**dict.fromkeys(TABLES, changing), **{table: {(SERVICE_ROLE, "SELECT")} for table in OTHERS}}
-    by_column = "SELECT count(*) FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid > 16384"
-    assert await truth.fetchval(by_column) == 0
+    tenants = {(SERVICE_ROLE, privilege) for privilege in ("SELECT", "INSERT", "DELETE")}
+    others = {table: {(SERVICE_ROLE, "SELECT")} for table in OTHERS}
+    assert granted == {**dict.fromkeys(TABLES, changing), **others, "tenants": tenants}
+    by_column = "SELECT attrelid::regclass || '.' || attname, attacl::text FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid > 16384"
+    assert [tuple(row) for row in await truth.fetch(by_column)] == [("installation.kek_id", "{flowledger_service=w/flowledger_owner}")]
 
 
 async def test_the_services_role_owns_nothing_and_is_bound(truth: asyncpg.Connection) -> None:

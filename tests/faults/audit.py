@@ -10,10 +10,11 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from server.repository import codec, tables
+from server.repository import codec, event_codec, tables
 from server.statemachine import event as told
+from server.statemachine.document import sha256
 from server.statemachine.states import PhaseState
-from server.statemachine.values import Tenant
+from server.statemachine.values import FlowKey, Tenant
 
 Key = tuple[UUID, UUID, UUID]
 
@@ -72,13 +73,14 @@ def _faults(key: Key, flow: Any, rows: list[Any], children: dict[str, Any], docu
     revisions = [row["revision"] for row in rows]
     if revisions != list(range(1, flow["revision"] + 1)):
         return [f"is at revision {flow['revision']} and has events of {revisions[:20]}"]
-    link = codec.NO_HASH
+    link = event_codec.NO_HASH
     phases: dict[tuple[str, str], Any] = {}
     begun: dict[str, UUID] = {}
     written: dict[tuple[str, str], tuple[int, bytes]] = {}
     for row in rows:
-        event = codec.event_from_row(row["revision"], row["time"], row["actor"], row["body"])
-        link = codec.chained(link, Tenant(key[0], key[1]), key[2], event, row["body"])
+        event = event_codec.event_from_row(row["revision"], row["time"], row["actor"], row["body"])
+        content = sha256(event_codec.content_of(row["time"], row["actor"], row["body"]))
+        link = event_codec.chained(link, FlowKey(Tenant(key[0], key[1]), key[2]), row["revision"], content)
         if row["hash"] != link:
             faults.append(f"the hash chain breaks at revision {row['revision']}")
             link = row["hash"]

@@ -9,7 +9,8 @@ from typing import Any
 
 import asyncpg
 
-from server.repository.tables import TENANT_KEY, TENANT_TABLES
+from server.repository.table_parts import TENANT_KEY
+from server.repository.tables import TENANT_TABLES
 
 TENANT_TABLE_NAMES = frozenset(table.name for table in TENANT_TABLES)
 

@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from server.repository.tables import CUSTOM, children, metadata
+from server.repository.table_parts import metadata
+from server.repository.tables import CUSTOM, children
 from server.statemachine.values import Tenant
 
 TIME = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
@@ -22,7 +23,8 @@ def tenant() -> Tenant:
 
 def row(table: str, owner: Tenant, flow_id: UUID) -> dict[str, object]:
     """Values for every column of ``table`` that break no constraint of the table itself."""
-    key: dict[str, object] = {"client_account_id": owner.client_account_id, "engagement_id": owner.engagement_id, "flow_id": flow_id}
+    mine: dict[str, object] = {"client_account_id": owner.client_account_id, "engagement_id": owner.engagement_id}
+    key: dict[str, object] = {**mine, "flow_id": flow_id}
     rows: dict[str, dict[str, object]] = {
         "flows": {
             **key,
@@ -44,12 +46,107 @@ def row(table: str, owner: Tenant, flow_id: UUID) -> dict[str, object]:
             "labels": "{}",
             "totals": [0, 0, 0, 0, 0, 0, 0],
             "head_hash": HASH,
+            "origin_flow_id": None,
+            "origin_revision": None,
         },
-        "documents": {**key, "revision": 1, "size": 2, "name": "state", "child_type": "", "sha256": HASH, "body": b"{}"},
-        "events": {**key, "revision": 1, "time": TIME, "actor": "ann", "body": "{}", "hash": HASH},
+        "documents": {**key, "revision": 1, "size": 2, "name": "state", "child_type": "", "sha256": HASH, "body": b"{}", "number": 1},
+        "events": {**key, "revision": 1, "time": TIME, "actor": "ann", "body": "{}", "hash": HASH, "format": 2, "content_sha256": None},
         "requests": {**key, "request_id": uuid4(), "create_time": TIME, "payload_hash": HASH, "answer": b""},
         "activity": {**key, "sequence": 101, "time": TIME, "kind": 1, "slot": 0, "actor": "ann", "body": "{}"},
-        "installation": {"singleton": 1, "token_key": HASH},
+        "installation": {"singleton": 1, "token_key": HASH, "kek_id": None},
+        "bases": {**key, "revision": 100, "hash": HASH, "body": b"{}", "signature": None},
+        "document_versions": {
+            **key,
+            "revision": 1,
+            "size": 2,
+            "kind": 1,
+            "name": "state",
+            "child_type": "",
+            "sha256": HASH,
+            "body": b"{}",
+        },
+        "tenants": {**mine, "create_time": TIME},
+        "tenant_keys": {**mine, "version": 1, "create_time": TIME, "kek_id": "k", "wrapped": b"x"},
+        "sealed_contents": {
+            **mine,
+            "content_id": flow_id,
+            "size": 2,
+            "stored": 2,
+            "create_time": TIME,
+            "chunks": 1,
+            "key_version": 1,
+            "digest": HASH,
+        },
+        "sealed_chunks": {**mine, "content_id": flow_id, "number": 0, "sealed": b"x"},
+        "checkpoints": {
+            **mine,
+            "checkpoint_id": flow_id,
+            "flow_id": flow_id,
+            "revision": 1,
+            "etag": 1,
+            "size": 2,
+            "payload_size": 0,
+            "progress": 0.0,
+            "create_time": TIME,
+            "expire_time": None,
+            "key_version": 1,
+            "pinned": False,
+            "kind": "MANUAL",
+            "status": "ACTIVE",
+            "created_by": "ann",
+            "reason": "",
+            "labels": "{}",
+            "header": b"x",
+            "payload_sha256": None,
+        },
+        "checkpoint_parts": {**mine, "checkpoint_id": flow_id, "content_id": flow_id, "name": "flow", "child_type": ""},
+        "policies": {
+            **mine,
+            "etag": 1,
+            "keep_seconds": 0.0,
+            "auto_seconds": 1.0,
+            "update_time": TIME,
+            "keep_revisions": 0,
+            "keep_last_good": True,
+            "keep_terminal": True,
+            "checkpoint_before": [],
+            "updated_by": "ann",
+        },
+        "quarantine": {
+            **mine,
+            "quarantine_id": flow_id,
+            "flow_id": flow_id,
+            "create_time": TIME,
+            "actor": "ann",
+            "reason": "",
+            "body": b"x",
+        },
+        "alerts": {
+            **mine,
+            "alert_id": flow_id,
+            "flow_id": None,
+            "checkpoint_id": None,
+            "create_time": TIME,
+            "kind": "FLOW_STUCK",
+            "severity": "WARNING",
+            "child_type": "",
+            "phase": "",
+            "message": "",
+            "fingerprint": HASH,
+        },
+        "erasures": {
+            **mine,
+            "receipt_id": flow_id,
+            "create_time": TIME,
+            "flows": 1,
+            "events": 1,
+            "documents": 1,
+            "checkpoints": 1,
+            "keys": 1,
+            "actor": "ann",
+            "reason": "",
+            "digest": HASH,
+        },
     }
     for domain, child in children.items():
         rows[child.name] = {
@@ -80,3 +177,16 @@ async def put_everywhere(connection: asyncpg.Connection, owner: Tenant) -> UUID:
         if table.name != "installation":
             await put(connection, table.name, row(table.name, owner, flow_id))
     return flow_id
+
+
+async def put_below(connection: asyncpg.Connection, table: str, owner: Tenant, flow_id: UUID) -> None:
+    """Every row that a row of ``table`` refers to, and what those refer to."""
+    wanted, named = set[str](), [table]
+    while named:
+        for key in metadata.tables[named.pop()].foreign_key_constraints:
+            if key.referred_table.name not in wanted:
+                wanted.add(key.referred_table.name)
+                named.append(key.referred_table.name)
+    for found in metadata.sorted_tables:
+        if found.name in wanted:
+            await put(connection, found.name, row(found.name, owner, flow_id))

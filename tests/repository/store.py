@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from server.cache import Heads
+from server.cache import Heads, Texts
 from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
 from server.repository.events import Events, StoredEvent
@@ -20,9 +20,11 @@ from server.repository.flows import Flows, Head, Record
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed, Request
 from server.statemachine.change import Change, ReportProgress, StartChild, TransitionPhase
-from server.statemachine.flow import Occasion
+from server.statemachine.event import Cause
+from server.statemachine.flow import Occasion, create
+from server.statemachine.replacement import content_of, replacement
 from server.statemachine.states import PhaseState
-from server.statemachine.values import FlowKey, Tenant
+from server.statemachine.values import Content, DocumentPlace, FlowKey, Tenant
 from tests.repository import rows
 
 CONNECTIONS = 8
@@ -63,6 +65,16 @@ class Store:
         birth = Birth("discovery", "Wave 3", {"wave": "3"})
         return Asked(tenant, flow_id or uuid4(), (StartChild(), *changes), self.occasion(), 0, request, birth)
 
+    async def replacing(self, tenant: Tenant, flow_id: UUID, content: Content | None = None) -> Asked:
+        """A commit that replaces the flow by ``content``: the next time without a child and its documents, if nothing is said."""
+        record = await self.record(tenant, flow_id)
+        flow = record.head.flow
+        if content is None:
+            started = create(tenant, flow_id, flow.type, "Again", {}, [] if flow.children else [StartChild()], self.occasion()).flow
+            content = content_of(started, {})
+        change = replacement(content, record.documents, Cause.REVERT, "because", source_revision=1)
+        return self.asked(tenant, flow_id, change, expected=flow.revision)
+
     async def commit(self, asked: Asked) -> Committed:
         """What the commit came to, when it is not a repeated request."""
         done = await self.commits.commit(asked)
@@ -88,6 +100,11 @@ class Store:
         key = FlowKey(tenant, flow_id)
         return (await self.flows.heads([key]))[key]
 
+    async def text(self, tenant: Tenant, flow_id: UUID, place: DocumentPlace) -> bytes | None:
+        """The document as the database has it."""
+        found = await self.flows.document(tenant, flow_id, place)
+        return None if found is None else found[1]
+
     async def record(self, tenant: Tenant, flow_id: UUID) -> Record:
         """Everything about the flow."""
         return (await self.flows.records(tenant, [flow_id]))[0]
@@ -108,7 +125,7 @@ async def opened(url: str, lanes: int = 1, cache: int = 1024 * 1024) -> AsyncIte
         for connection in lent:
             await database.take_back(connection)
         flows, heads, rung = Flows(database), Heads(cache), list[FlowKey]()
-        commits = Commits(database, flows, heads, rung.append, lanes)
+        commits = Commits(database, flows, heads, Texts(cache), rung.append, lanes)
         yield Store(database, flows, Events(database), heads, commits, sent, rung)
         await commits.close(5.0)
 

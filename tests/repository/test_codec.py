@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import typing
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
@@ -12,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.repository import codec
+from server.repository import codec, event_codec
 from server.statemachine import event as told
+from server.statemachine.document import sha256
 from server.statemachine.event import ActivityRecorded, Event, Fact
 from server.statemachine.graphs import BUILT_IN
 from server.statemachine.states import FailureCode, FlowHold, FlowStatus, PhaseState
-from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, Failure, Phase, Tenant
+from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, Failure, FlowKey, Phase, Tenant
 
 text = st.text(max_size=20)  # without lone surrogates: protobuf has none
 times = st.integers(0, 250_000_000_000 * 10**6).map(lambda spent: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=spent))
@@ -26,6 +29,7 @@ fractions = st.floats(0, 1)
 labels = st.dictionaries(text, text, max_size=3)
 failures = st.builds(Failure, st.sampled_from(FailureCode), text)
 maybe_time = st.none() | times
+maybe_id = st.none() | st.uuids()
 phases = st.builds(
     Phase,
     name=text,
@@ -57,7 +61,7 @@ holds = st.sampled_from(FlowHold)
 FACTS: dict[type, st.SearchStrategy[Fact]] = {
     told.FlowCreated: st.builds(told.FlowCreated, text, text, labels),
     told.ChildStarted: st.builds(told.ChildStarted, st.uuids(), text, st.integers(1, 1000)),
-    told.PhaseChanged: st.builds(told.PhaseChanged, text, phases, phases, text, text),
+    told.PhaseChanged: st.builds(told.PhaseChanged, text, phases, phases, text, text, st.booleans()),
     told.HoldChanged: st.builds(told.HoldChanged, holds, holds, text, text),
     told.NameChanged: st.builds(told.NameChanged, text, text),
     told.LabelsChanged: st.builds(told.LabelsChanged, labels, labels),
@@ -67,6 +71,18 @@ FACTS: dict[type, st.SearchStrategy[Fact]] = {
     told.ActivityRecorded: st.builds(told.ActivityRecorded, st.lists(entries, max_size=3).map(tuple)),
     told.FlowDeleted: st.builds(told.FlowDeleted, text),
     told.FlowUndeleted: st.builds(told.FlowUndeleted, times),
+    told.FlowReplaced: st.builds(
+        told.FlowReplaced,
+        st.sampled_from(told.Cause),
+        text,
+        counts,
+        maybe_id,
+        maybe_id,
+        maybe_id,
+        st.lists(text, max_size=2).map(tuple),
+        st.lists(st.builds(DocumentPlace, text, text), max_size=2).map(tuple),
+    ),
+    told.EventLost: st.builds(told.EventLost),
 }
 
 
@@ -103,17 +119,17 @@ def test_every_kind_of_fact_has_a_strategy() -> None:
 def test_an_event_comes_back_as_it_was(kind: type) -> None:
     @given(events(FACTS[kind]))
     def comes_back(event: Event) -> None:
-        body = codec.event_to_text(event)
-        assert codec.event_from_row(event.revision, event.time, event.actor, body) == event
+        body = event_codec.event_to_text(event)
+        assert event_codec.event_from_row(event.revision, event.time, event.actor, body) == event
 
     comes_back()
 
 
 @given(events(st.one_of(*FACTS.values())))
 def test_an_events_body_is_the_same_however_often_it_is_written(event: Event) -> None:
-    body = codec.event_to_text(event)
-    again = codec.event_from_row(event.revision, event.time, event.actor, body)
-    assert codec.event_to_text(again) == body
+    body = event_codec.event_to_text(event)
+    again = event_codec.event_from_row(event.revision, event.time, event.actor, body)
+    assert event_codec.event_to_text(again) == body
 
 
 @given(phases)
@@ -152,33 +168,51 @@ def test_a_time_of_another_zone_comes_back_as_the_same_moment() -> None:
 
 def test_a_fact_of_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="'seeded'"):
-        codec.event_from_row(1, datetime(2026, 1, 1, tzinfo=UTC), "ann", '{"facts":[{"fact":"seeded"}]}')
+        event_codec.event_from_row(1, datetime(2026, 1, 1, tzinfo=UTC), "ann", '{"facts":[{"fact":"seeded"}]}')
 
 
 TENANT, FLOW = Tenant(UUID(int=1), UUID(int=2)), UUID(int=3)
 EVENT = Event(1, datetime(2026, 1, 1, tzinfo=UTC), "ann", (), FlowStatus.ACTIVE, 0.0, False)
-BODY = codec.event_to_text(EVENT)
-LINK = codec.chained(codec.NO_HASH, TENANT, FLOW, EVENT, BODY)
+BODY = event_codec.event_to_text(EVENT)
+KEY = FlowKey(TENANT, FLOW)
+NEPAL = timezone(timedelta(hours=5, minutes=45))
 
 
-def test_a_link_is_the_same_wherever_it_is_made() -> None:
-    nepal = replace(EVENT, time=EVENT.time.astimezone(UTC))
-    assert codec.chained(codec.NO_HASH, TENANT, FLOW, nepal, BODY) == LINK
+def link(before: bytes, key: FlowKey, event: Event, body: str) -> bytes:
+    content = sha256(event_codec.content_of(event.time, event.actor, body))
+    return event_codec.chained(before, key, event.revision, content)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        codec.chained(b"\x01" * 32, TENANT, FLOW, EVENT, BODY),
-        codec.chained(codec.NO_HASH, Tenant(UUID(int=2), UUID(int=1)), FLOW, EVENT, BODY),
-        codec.chained(codec.NO_HASH, TENANT, UUID(int=4), EVENT, BODY),
-        codec.chained(codec.NO_HASH, TENANT, FLOW, replace(EVENT, revision=2), BODY),
-        codec.chained(codec.NO_HASH, TENANT, FLOW, replace(EVENT, time=EVENT.time + timedelta(microseconds=1)), BODY),
-        codec.chained(codec.NO_HASH, TENANT, FLOW, replace(EVENT, actor="bob"), BODY),
-        codec.chained(codec.NO_HASH, TENANT, FLOW, EVENT, BODY + " "),
-        codec.chained(codec.NO_HASH, TENANT, FLOW, replace(EVENT, actor="ann" + BODY[:1]), BODY[1:]),
-    ],
-    ids=["before", "tenant", "flow", "revision", "time", "actor", "body", "border"],
-)
-def test_everything_that_an_event_says_is_in_its_link(other: bytes) -> None:
-    assert other != LINK
+def link_1(before: bytes, key: FlowKey, event: Event, body: str) -> bytes:
+    return event_codec.chained_1(before, key, event.revision, event.time, event.actor, body)
+
+
+@pytest.mark.parametrize("made", [link, link_1])
+def test_a_link_is_the_same_wherever_it_is_made(made: Callable[..., bytes]) -> None:
+    nepal = replace(EVENT, time=EVENT.time.astimezone(NEPAL))
+    assert made(event_codec.NO_HASH, KEY, nepal, BODY) == made(event_codec.NO_HASH, KEY, EVENT, BODY)
+
+
+def test_links_of_format_1_are_made_as_they_were() -> None:
+    hasher = hashlib.sha256(bytes(32) + UUID(int=1).bytes + UUID(int=2).bytes + UUID(int=3).bytes)
+    for part in ("1", "2026-01-01T00:00:00+00:00", "ann", BODY):
+        hasher.update(len(part).to_bytes(8, "big") + part.encode())
+    assert link_1(event_codec.NO_HASH, KEY, EVENT, BODY) == hasher.digest()
+
+
+OTHERS: dict[str, tuple[bytes, FlowKey, Event, str]] = {
+    "before": (b"\x01" * 32, KEY, EVENT, BODY),
+    "tenant": (event_codec.NO_HASH, FlowKey(Tenant(UUID(int=2), UUID(int=1)), FLOW), EVENT, BODY),
+    "flow": (event_codec.NO_HASH, FlowKey(TENANT, UUID(int=4)), EVENT, BODY),
+    "revision": (event_codec.NO_HASH, KEY, replace(EVENT, revision=2), BODY),
+    "time": (event_codec.NO_HASH, KEY, replace(EVENT, time=EVENT.time + timedelta(microseconds=1)), BODY),
+    "actor": (event_codec.NO_HASH, KEY, replace(EVENT, actor="bob"), BODY),
+    "body": (event_codec.NO_HASH, KEY, EVENT, BODY + " "),
+    "border": (event_codec.NO_HASH, KEY, replace(EVENT, actor="ann" + BODY[:1]), BODY[1:]),
+}
+
+
+@pytest.mark.parametrize("made", [link, link_1])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_everything_that_an_event_says_is_in_its_link(other: tuple[bytes, FlowKey, Event, str], made: Callable[..., bytes]) -> None:
+    assert made(*other) != made(event_codec.NO_HASH, KEY, EVENT, BODY)

@@ -170,9 +170,10 @@ async def test_every_event_is_chained_to_the_one_before_it(
 
 def _link(before: bytes, tenant: Tenant, flow_id: UUID, row: asyncpg.Record) -> bytes:
     """The chain's rule, written a second time: whoever audits the log has only the rows."""
-    parts = [str(row["revision"]), f"{row['time'].isoformat()}+00:00", row["actor"], row["body"]]
-    lengths = b"".join(len(part.encode()).to_bytes(8, "big") + part.encode() for part in parts)
-    return hashlib.sha256(before + tenant.client_account_id.bytes + tenant.engagement_id.bytes + flow_id.bytes + lengths).digest()
+    parts = [f"{row['time'].isoformat()}+00:00", row["actor"], row["body"]]
+    content = hashlib.sha256(b"".join(len(part.encode()).to_bytes(8, "big") + part.encode() for part in parts)).digest()
+    ids = tenant.client_account_id.bytes + tenant.engagement_id.bytes + flow_id.bytes
+    return hashlib.sha256(before + ids + row["revision"].to_bytes(8, "big") + content).digest()
 
 
 async def test_whoever_waits_for_a_flow_is_rung_once_it_moved_and_only_then(store: Store, tenant: Tenant) -> None:

@@ -40,7 +40,7 @@ class TestWithoutTheGate:
         assert await rows_seen(truth, table) > 0
 
     async def test_no_row_is_changed(self, service: asyncpg.Connection, filled: Tenant, table: str) -> None:
-        assert await service.execute(f"UPDATE {table} SET flow_id = flow_id") == "UPDATE 0"
+        assert await service.execute(f"UPDATE {table} SET engagement_id = engagement_id") == "UPDATE 0"
 
     async def test_no_row_is_deleted(self, service: asyncpg.Connection, filled: Tenant, table: str) -> None:
         assert await service.execute(f"DELETE FROM {table}") == "DELETE 0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from sqlalchemy import BigInteger, bindparam, func, select
 
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows
+from server.repository.history import History
 from server.repository.requests import answered
 from server.repository.statement import Statement, gated, mine, named
 from server.repository.tables import TENANT_TABLES, flows
@@ -29,13 +31,27 @@ from server.statemachine.change import (
     UpdateFlow,
 )
 from server.statemachine.states import PhaseState
-from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, Tenant
+from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, FlowKey, Tenant
 from tests.repository import rows
 from tests.repository.plan import TENANT_TABLE_NAMES, scans_and_insertions
 from tests.repository.store import Store, report, request
 
 STATE = DocumentPlace("state")
 ENTRY = RecordActivity((ActivityEntry(ActivityKind.MEMORY, value=1.5, unit="MiB"),))
+
+
+# Tables that no statement touches yet.
+LATER = {
+    "tenant_keys",
+    "sealed_contents",
+    "sealed_chunks",
+    "checkpoints",
+    "checkpoint_parts",
+    "policies",
+    "quarantine",
+    "alerts",
+    "erasures",
+}
 
 
 async def exercise(store: Store, tenant: Tenant) -> None:
@@ -83,6 +99,24 @@ async def exercise(store: Store, tenant: Tenant) -> None:
         )
         last = (page[0].display_name if order == "display_name" else page[0].create_time, page[0].flow_id)
         await store.flows.page(tenant, parse(""), parse_order(order), last, 10, DeletedFlows.SHOWN)
+    await exercise_replacement(store, tenant)
+
+
+async def exercise_replacement(store: Store, tenant: Tenant) -> None:
+    """What replaces a flow as a whole, and several versions of a document in one batch."""
+    flow_id = await store.create(tenant, UpdateFlow(documents=(ReplaceDocument(STATE, b"{}"),)))
+    for _ in range(2):
+        await store.commit(await store.replacing(tenant, flow_id))
+    await store.flows.kept(FlowKey(tenant, flow_id))
+    await History(store.database).record(FlowKey(tenant, flow_id), 2)
+    for count in (1, 2, 3):
+        texts = [UpdateFlow(documents=(ReplaceDocument(STATE, b"[%d]" % at),)) for at in range(count)]
+        await store.all_of(*(store.asked(tenant, flow_id, change) for change in texts))
+
+
+def touches_tenants(text: str) -> bool:
+    """Whether the statement names a tenant table; the driver's own look at types has words of its own."""
+    return any(re.search(rf"\b{name}\b", text) for name in TENANT_TABLE_NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +125,7 @@ async def sent(store: Store) -> dict[str, int]:
     store.sent.clear()
     await exercise(store, rows.tenant())
     found = {one.text: len(one.values) for one in store.sent}
-    return {text: values for text, values in found.items() if any(name in text for name in TENANT_TABLE_NAMES)}
+    return {text: values for text, values in found.items() if touches_tenants(text)}
 
 
 def test_every_shape_was_sent(sent: dict[str, int]) -> None:
@@ -102,7 +136,7 @@ def test_every_shape_was_sent(sent: dict[str, int]) -> None:
     assert len(writing) - len(births) >= 8
     assert len(sent) - len(writing) >= 12
     for table in TENANT_TABLES:
-        assert any(table.name in text for text in sent), table.name
+        assert any(re.search(rf"\b{table.name}\b", text) for text in sent) != (table.name in LATER), table.name
 
 
 async def test_the_gate_is_opened_before_any_row_is_touched(sent: dict[str, int], service: asyncpg.Connection) -> None:
@@ -130,7 +164,7 @@ async def test_a_statement_without_gate_or_key_would_be_found(service: asyncpg.C
 
 
 async def test_an_insertion_without_gate_would_be_found(service: asyncpg.Connection) -> None:
-    text = "INSERT INTO events SELECT client_account_id, engagement_id, flow_id, revision + 1, time, actor, body, hash FROM events"
+    text = "INSERT INTO events SELECT client_account_id, engagement_id, flow_id, revision + 1, time, actor, body, hash, 2, NULL FROM events"
     scans, insertions = await scans_and_insertions(service, text, 0)
     assert ([scan.guarded for scan in scans], [insertion.guarded for insertion in insertions]) == ([False], [False])
 
@@ -140,7 +174,7 @@ async def test_no_statement_carries_a_value_in_its_text(sent: dict[str, int], st
     texts = list(sent)
     store.sent.clear()
     await exercise(store, rows.tenant())
-    again = {one.text for one in store.sent if any(name in one.text for name in TENANT_TABLE_NAMES)}
+    again = {one.text for one in store.sent if touches_tenants(one.text)}
     assert again <= set(texts)
 
 

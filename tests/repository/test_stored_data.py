@@ -34,7 +34,7 @@ async def test_a_document_comes_back_byte_for_byte(store: Store, elsewhere: Stor
     flow_id = await store.create(tenant)
     await store.commit(store.asked(tenant, flow_id, replacing((STATE, text), (DATA, text))))
     for where in (store, elsewhere):
-        assert await where.flows.document(tenant, flow_id, STATE) == text
+        assert await where.text(tenant, flow_id, STATE) == text
         assert dict((await where.record(tenant, flow_id)).documents) == {STATE: text, DATA: text}
 
 
@@ -72,7 +72,7 @@ async def test_merges_that_arrive_together_are_all_in_the_document(store: Store,
 
     both = await asyncio.gather(store.all_of(*merges(store, 0)), elsewhere.all_of(*merges(elsewhere, 10)))  # type: ignore[arg-type]
     assert all(isinstance(one, Committed) for some in both for one in some)
-    text = await store.flows.document(tenant, flow_id, STATE)
+    text = await store.text(tenant, flow_id, STATE)
     assert text is not None
     assert sorted(text.strip(b"{}").split(b",")) == sorted([b'"start":0', *(b'"k%d":%d' % (at, at) for at in range(20))])
 
@@ -80,7 +80,7 @@ async def test_merges_that_arrive_together_are_all_in_the_document(store: Store,
 async def test_of_documents_in_one_batch_the_last_is_kept(store: Store, tenant: Tenant) -> None:
     flow_id = await store.create(tenant)
     await store.all_of(*(store.asked(tenant, flow_id, replacing((STATE, b'{"at":%d}' % at))) for at in range(10)))
-    assert await store.flows.document(tenant, flow_id, STATE) == b'{"at":9}'
+    assert await store.text(tenant, flow_id, STATE) == b'{"at":9}'
 
 
 async def test_a_childs_document_is_its_own(store: Store, tenant: Tenant) -> None:

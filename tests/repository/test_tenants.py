@@ -15,10 +15,12 @@ from server.repository.commits import Commits
 from server.repository.events import Events
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows, Flows
+from server.repository.history import History
 from server.repository.requests import Request, answered
 from server.repository.tables import TENANT_TABLES
 from server.statemachine.change import MergeDocument, PauseFlow, RecordActivity, ReplaceDocument, UpdateFlow
-from server.statemachine.errors import FlowError, FlowNotFound
+from server.statemachine.errors import FlowError, FlowNotFound, RevisionCompacted
+from server.statemachine.history import Kept
 from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, FlowKey, Tenant
 from tests.repository import rows
 from tests.repository.store import Store, outsiders, report, request
@@ -57,6 +59,32 @@ async def head(store: Store, owned: Owned, asker: Tenant) -> None:
 async def lock(store: Store, owned: Owned, asker: Tenant) -> None:
     async with store.database.begin([asker]) as transaction:
         assert await store.flows.lock(transaction, FlowKey(asker, owned.flow_id)) is None
+
+
+async def kept(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert await store.flows.kept(FlowKey(asker, owned.flow_id)) == Kept()
+
+
+async def kept_within(store: Store, owned: Owned, asker: Tenant) -> None:
+    async with store.database.begin([asker]) as transaction:
+        assert await store.flows.kept_within(transaction, FlowKey(asker, owned.flow_id)) == Kept()
+
+
+async def past_record(store: Store, owned: Owned, asker: Tenant) -> None:
+    with pytest.raises(FlowNotFound):
+        await History(store.database).record(FlowKey(asker, owned.flow_id), 1)
+
+
+async def past_base(store: Store, owned: Owned, asker: Tenant) -> None:
+    with pytest.raises(FlowNotFound):
+        await History(store.database).base(FlowKey(asker, owned.flow_id), 1)
+
+
+async def past_documents(store: Store, owned: Owned, asker: Tenant) -> None:
+    versions = (await store.flows.kept(FlowKey(owned.tenant, owned.flow_id))).versions
+    assert versions
+    with pytest.raises(RevisionCompacted):  # what a tenant never had is no longer kept
+        await History(store.database).documents(FlowKey(asker, owned.flow_id), versions)
 
 
 async def heads(store: Store, owned: Owned, asker: Tenant) -> None:
@@ -141,6 +169,11 @@ CASES: dict[str, Case] = {
     "Flows.summaries": summaries,
     "Flows.head": head,
     "Flows.lock": lock,
+    "History.record": past_record,
+    "History.base": past_base,
+    "History.documents": past_documents,
+    "Flows.kept": kept,
+    "Flows.kept_within": kept_within,
     "Flows.heads": heads,
     "Flows.flows": flows,
     "Flows.records": records,
@@ -174,7 +207,7 @@ def _told_a_tenant(parameters: Iterable[inspect.Parameter]) -> bool:
 
 
 def test_every_function_that_is_told_a_tenant_has_a_case() -> None:
-    assert set(CASES) == of_tenants(Flows, Events, Commits, requests)
+    assert set(CASES) == of_tenants(Flows, Events, History, Commits, requests)
 
 
 def test_a_new_function_would_be_missed() -> None:
@@ -230,7 +263,7 @@ async def test_the_owner_sees_and_changes_all_of_it(store: Store, tenant: Tenant
     owned = await owned_by(store, tenant)
     record = await store.record(tenant, owned.flow_id)
     assert (record.documents[STATE], len(record.activity)) == (b'{"secret":1}', 1)
-    assert await store.flows.document(tenant, owned.flow_id, STATE) == b'{"secret":1}'
+    assert await store.text(tenant, owned.flow_id, STATE) == b'{"secret":1}'
     assert len(await store.flows.page(tenant, parse(""), NEWEST, None, 100, DeletedFlows.SHOWN)) == 1
     assert len(await store.history(tenant, owned.flow_id)) == 3
     assert await answered(store.database, tenant, owned.asking) is not None

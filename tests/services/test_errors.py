@@ -122,6 +122,12 @@ async def _concurrent_modification(stage: Stage) -> Refusal:
     return await stage.tenancy.refusal("PauseFlow", flow_id=flow_id, expected_revision=1)
 
 
+async def _history_damaged(stage: Stage) -> Refusal:
+    flow_id = await _moved(stage, "IN_PROGRESS")
+    await stage.superuser.execute("UPDATE events SET body = '{}' WHERE flow_id = $1 AND revision = 1", UUID(flow_id))
+    return await stage.tenancy.refusal("GetFlow", flow_id=flow_id, at_revision=2)
+
+
 async def _revision_compacted(stage: Stage) -> Refusal:
     flow_id = await _moved(stage, "IN_PROGRESS", "COMPLETED")
     await stage.superuser.execute("DELETE FROM events WHERE flow_id = $1 AND revision < 3", UUID(flow_id))
@@ -209,6 +215,7 @@ PROVOCATIONS: Mapping[str, Provocation] = {
     "RETRY_LIMIT_REACHED": _by(_retry_limit_reached, "phase retry_count max_retries retry_allowed", "PreconditionFailure"),
     "CONCURRENT_MODIFICATION": _by(_concurrent_modification, "expected_revision current_revision"),
     "REVISION_COMPACTED": _by(_revision_compacted, "asked_revision oldest_revision head_revision"),
+    "HISTORY_DAMAGED": _by(_history_damaged, "revision"),
     "REVISION_IN_FUTURE": _by(_revision_in_future, "asked_revision head_revision"),
     "LIMIT_EXCEEDED": _by(_limit_exceeded, "field limit actual"),
     "NO_CALLER": _by(_no_caller),

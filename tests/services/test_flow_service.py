@@ -376,3 +376,32 @@ async def test_of_each_kind_of_activity_the_last_100_are_kept_and_all_are_counte
 async def test_a_change_that_is_required_cannot_be_left_out(tenancy: Tenancy, name: str) -> None:
     flow_id = (await tenancy.create()).flow_id
     assert (await tenancy.refusal(name, flow_id=flow_id)).reason == "INVALID_REQUEST"
+
+
+@pytest.mark.parametrize("view", ["SUMMARY", "BASIC", "FULL"])
+async def test_an_old_revision_is_returned_as_it_was_when_it_was_new(tenancy: Tenancy, view: str) -> None:
+    flow = await tenancy.create(state={"json": '{"exact":9007199254740993}'})
+    seen = {}
+    for change in (
+        {"transition": {"phase": "data_import", "to": "PHASE_STATE_IN_PROGRESS"}},
+        {"progress": {"phase": "data_import", "fraction": 0.5, "message": "half"}},
+        {"update": {"state": {"json": "{}"}, "display_name": "Other", "labels": {"a": "b"}}},
+        {"activity": {"entries": [{"kind": "ACTIVITY_KIND_MEMORY", "value": 3.5}]}},
+        {"pause": {"reason": "lunch"}},
+    ):
+        done = await tenancy.call("CommitFlow", flow_id=flow.flow_id, changes=[change])
+        read = await tenancy.call("GetFlow", flow_id=flow.flow_id, view=f"FLOW_VIEW_{view}")
+        seen[done.flow.revision] = read.flow
+    assert len(seen) == 5
+    for revision, known in seen.items():
+        past = await tenancy.call("GetFlow", flow_id=flow.flow_id, view=f"FLOW_VIEW_{view}", at_revision=revision)
+        assert past.flow == known
+
+
+async def test_a_revision_that_is_to_come_and_two_wishes_at_once_are_refused(tenancy: Tenancy) -> None:
+    flow = await tenancy.create()
+    assert (await tenancy.refusal("GetFlow", flow_id=flow.flow_id, at_revision=2)).reason == "REVISION_IN_FUTURE"
+    both = await tenancy.refusal("GetFlow", flow_id=flow.flow_id, at_revision=1, min_revision=1)
+    assert both.violations.keys() == {"at_revision"}
+    negative = await tenancy.refusal("GetFlow", flow_id=flow.flow_id, at_revision=-1)
+    assert negative.violations.keys() == {"at_revision"}

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from flowledger.v1 import flow_service_pb2 as pb
 
-from server.repository.tables import metadata as tables
+from server.repository.table_parts import metadata as tables
 from server.services.boundary import CODES
 from tests.cluster import Cluster
 from tests.conftest import Urls

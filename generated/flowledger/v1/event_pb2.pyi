@@ -54,6 +54,38 @@ FLOW_HOLD_CANCELLED: FlowHold.ValueType  # 4
 """Cancelled by command."""
 Global___FlowHold: _TypeAlias = FlowHold  # noqa: Y015
 
+class _ReplacementCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReplacementCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplacementCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPLACEMENT_CAUSE_UNSPECIFIED: _ReplacementCause.ValueType  # 0
+    """Not a cause; never sent."""
+    REPLACEMENT_CAUSE_REVERT: _ReplacementCause.ValueType  # 1
+    """An old revision was made the newest."""
+    REPLACEMENT_CAUSE_FORK: _ReplacementCause.ValueType  # 2
+    """The flow began as a copy of another."""
+    REPLACEMENT_CAUSE_RESTORE: _ReplacementCause.ValueType  # 3
+    """A checkpoint was restored."""
+    REPLACEMENT_CAUSE_RECOVERY: _ReplacementCause.ValueType  # 4
+    """A recovery brought the flow back."""
+
+class ReplacementCause(_ReplacementCause, metaclass=_ReplacementCauseEnumTypeWrapper):
+    """Why a flow's content was replaced as a whole."""
+
+REPLACEMENT_CAUSE_UNSPECIFIED: ReplacementCause.ValueType  # 0
+"""Not a cause; never sent."""
+REPLACEMENT_CAUSE_REVERT: ReplacementCause.ValueType  # 1
+"""An old revision was made the newest."""
+REPLACEMENT_CAUSE_FORK: ReplacementCause.ValueType  # 2
+"""The flow began as a copy of another."""
+REPLACEMENT_CAUSE_RESTORE: ReplacementCause.ValueType  # 3
+"""A checkpoint was restored."""
+REPLACEMENT_CAUSE_RECOVERY: ReplacementCause.ValueType  # 4
+"""A recovery brought the flow back."""
+Global___ReplacementCause: _TypeAlias = ReplacementCause  # noqa: Y015
+
 @_typing.final
 class PhaseChanged(_message.Message):
     """A phase changed its state, or reported progress (then both states are IN_PROGRESS)."""
@@ -360,6 +392,75 @@ class FlowUndeleted(_message.Message):
 Global___FlowUndeleted: _TypeAlias = FlowUndeleted  # noqa: Y015
 
 @_typing.final
+class FlowReplaced(_message.Message):
+    """The flow's content (name, labels, hold, children, phases, documents) was replaced as a whole. The changes around it tell what differs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    SOURCE_REVISION_FIELD_NUMBER: _builtins.int
+    SOURCE_FLOW_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_CHECKPOINT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    QUARANTINE_ID_FIELD_NUMBER: _builtins.int
+    CHILDREN_REMOVED_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_REMOVED_FIELD_NUMBER: _builtins.int
+    cause: Global___ReplacementCause.ValueType
+    source_revision: _builtins.int
+    """The revision that the content is of, of this flow or of source_flow_id; 0 when it is of none."""
+    source_flow_id: _builtins.str
+    """For FORK."""
+    source_checkpoint_id: _builtins.str
+    """The checkpoint that the content is from, if it is."""
+    reason: _builtins.str
+    quarantine_id: _builtins.str
+    """For RECOVERY: where the corrupt state lies."""
+    @_builtins.property
+    def children_removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Children that are no longer there."""
+
+    @_builtins.property
+    def documents_removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Documents that are no longer there: a name, or `data/CHILD_TYPE`."""
+
+    def __init__(
+        self,
+        *,
+        cause: Global___ReplacementCause.ValueType = ...,
+        source_revision: _builtins.int = ...,
+        source_flow_id: _builtins.str = ...,
+        source_checkpoint_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        quarantine_id: _builtins.str = ...,
+        children_removed: _abc.Iterable[_builtins.str] | None = ...,
+        documents_removed: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "children_removed", b"children_removed", "documents_removed", b"documents_removed", "quarantine_id", b"quarantine_id", "reason", b"reason", "source_checkpoint_id", b"source_checkpoint_id", "source_flow_id", b"source_flow_id", "source_revision", b"source_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowReplaced: _TypeAlias = FlowReplaced  # noqa: Y015
+
+@_typing.final
+class EventLost(_message.Message):
+    """What stood in this event was lost; a recovery put this in its place, so that the history has no gap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventLost: _TypeAlias = EventLost  # noqa: Y015
+
+@_typing.final
 class EventChange(_message.Message):
     """One thing that a commit changed."""
 
@@ -374,6 +475,8 @@ class EventChange(_message.Message):
     ACTIVITY_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
     UNDELETED_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def created(self) -> Global___FlowCreated: ...
     @_builtins.property
@@ -392,6 +495,10 @@ class EventChange(_message.Message):
     def deleted(self) -> Global___FlowDeleted: ...
     @_builtins.property
     def undeleted(self) -> Global___FlowUndeleted: ...
+    @_builtins.property
+    def replaced(self) -> Global___FlowReplaced: ...
+    @_builtins.property
+    def lost(self) -> Global___EventLost: ...
     def __init__(
         self,
         *,
@@ -404,12 +511,14 @@ class EventChange(_message.Message):
         activity: Global___ActivityRecorded | None = ...,
         deleted: Global___FlowDeleted | None = ...,
         undeleted: Global___FlowUndeleted | None = ...,
+        replaced: Global___FlowReplaced | None = ...,
+        lost: Global___EventLost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "child_started", b"child_started", "created", b"created", "deleted", b"deleted", "document", b"document", "fields", b"fields", "hold", b"hold", "kind", b"kind", "phase", b"phase", "undeleted", b"undeleted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "child_started", b"child_started", "created", b"created", "deleted", b"deleted", "document", b"document", "fields", b"fields", "hold", b"hold", "kind", b"kind", "lost", b"lost", "phase", b"phase", "replaced", b"replaced", "undeleted", b"undeleted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "child_started", b"child_started", "created", b"created", "deleted", b"deleted", "document", b"document", "fields", b"fields", "hold", b"hold", "kind", b"kind", "phase", b"phase", "undeleted", b"undeleted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "child_started", b"child_started", "created", b"created", "deleted", b"deleted", "document", b"document", "fields", b"fields", "hold", b"hold", "kind", b"kind", "lost", b"lost", "phase", b"phase", "replaced", b"replaced", "undeleted", b"undeleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "child_started", "phase", "hold", "fields", "document", "activity", "deleted", "undeleted"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "child_started", "phase", "hold", "fields", "document", "activity", "deleted", "undeleted", "replaced", "lost"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

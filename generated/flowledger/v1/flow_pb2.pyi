@@ -444,6 +444,7 @@ class Flow(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     CROSS_PHASE_CONTEXT_FIELD_NUMBER: _builtins.int
     ACTIVITY_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.str
     """UUIDv7, or the UUID that the creator chose."""
     type: _builtins.str
@@ -506,6 +507,10 @@ class Flow(_message.Message):
     def activity(self) -> _activity_pb2.Activity:
         """FULL only."""
 
+    @_builtins.property
+    def lineage(self) -> Global___Lineage:
+        """What the flow was made from, if ForkFlow made it."""
+
     def __init__(
         self,
         *,
@@ -531,11 +536,38 @@ class Flow(_message.Message):
         metadata: _document_pb2.Document | None = ...,
         cross_phase_context: _document_pb2.Document | None = ...,
         activity: _activity_pb2.Activity | None = ...,
+        lineage: Global___Lineage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "create_time", b"create_time", "cross_phase_context", b"cross_phase_context", "delete_time", b"delete_time", "end_time", b"end_time", "metadata", b"metadata", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "create_time", b"create_time", "cross_phase_context", b"cross_phase_context", "delete_time", b"delete_time", "end_time", b"end_time", "lineage", b"lineage", "metadata", b"metadata", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "children", b"children", "create_time", b"create_time", "created_by", b"created_by", "cross_phase_context", b"cross_phase_context", "current_child", b"current_child", "current_phases", b"current_phases", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "flow_id", b"flow_id", "hold_reason", b"hold_reason", "journey", b"journey", "labels", b"labels", "metadata", b"metadata", "progress_percent", b"progress_percent", "revision", b"revision", "state", b"state", "status", b"status", "type", b"type", "update_time", b"update_time", "updated_by", b"updated_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "children", b"children", "create_time", b"create_time", "created_by", b"created_by", "cross_phase_context", b"cross_phase_context", "current_child", b"current_child", "current_phases", b"current_phases", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "flow_id", b"flow_id", "hold_reason", b"hold_reason", "journey", b"journey", "labels", b"labels", "lineage", b"lineage", "metadata", b"metadata", "progress_percent", b"progress_percent", "revision", b"revision", "state", b"state", "status", b"status", "type", b"type", "update_time", b"update_time", "updated_by", b"updated_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Flow: _TypeAlias = Flow  # noqa: Y015
+
+@_typing.final
+class Lineage(_message.Message):
+    """Where a forked flow comes from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    flow_id: _builtins.str
+    """The flow that was forked; it may be gone meanwhile."""
+    revision: _builtins.int
+    """Its revision that the fork began with."""
+    def __init__(
+        self,
+        *,
+        flow_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_id", b"flow_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lineage: _TypeAlias = Lineage  # noqa: Y015

@@ -223,12 +223,15 @@ class GetFlowRequest(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     FORM_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
+    AT_REVISION_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.str
     view: _flow_pb2.FlowView.ValueType
     """Default BASIC."""
     form: _document_pb2.DocumentForm.ValueType
     min_revision: _builtins.int
     """The flow must be at least at this revision; 0 = any."""
+    at_revision: _builtins.int
+    """As the flow was at this revision; 0 = as it is. Not together with min_revision."""
     def __init__(
         self,
         *,
@@ -236,10 +239,11 @@ class GetFlowRequest(_message.Message):
         view: _flow_pb2.FlowView.ValueType = ...,
         form: _document_pb2.DocumentForm.ValueType = ...,
         min_revision: _builtins.int = ...,
+        at_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_id", b"flow_id", "form", b"form", "min_revision", b"min_revision", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_revision", b"at_revision", "flow_id", b"flow_id", "form", b"form", "min_revision", b"min_revision", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

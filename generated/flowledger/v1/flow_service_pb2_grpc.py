@@ -190,7 +190,9 @@ class FlowServiceServicer(object):
     def GetFlow(self, request, context):
         """Returns one flow, soft-deleted ones included (delete_time tells).
 
-        Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE when the flow has not reached min_revision.
+        With at_revision it is rebuilt as it was then, exactly: fields, children, phases, documents and the activity that was kept.
+        Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE when the flow has not reached min_revision or at_revision, REVISION_COMPACTED (oldest_revision) when
+        at_revision is no longer kept; DATA_LOSS HISTORY_DAMAGED when it cannot be rebuilt from what is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

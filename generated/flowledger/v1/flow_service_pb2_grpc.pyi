@@ -59,7 +59,9 @@ class FlowServiceStub:
     GetFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.GetFlowRequest, _flow_service_pb2.GetFlowResponse]
     """Returns one flow, soft-deleted ones included (delete_time tells).
 
-    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE when the flow has not reached min_revision.
+    With at_revision it is rebuilt as it was then, exactly: fields, children, phases, documents and the activity that was kept.
+    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE when the flow has not reached min_revision or at_revision, REVISION_COMPACTED (oldest_revision) when
+    at_revision is no longer kept; DATA_LOSS HISTORY_DAMAGED when it cannot be rebuilt from what is stored.
     """
     BatchGetFlows: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.BatchGetFlowsRequest, _flow_service_pb2.BatchGetFlowsResponse]
     """Returns several flows in the order asked for, all or none.
@@ -216,7 +218,9 @@ class FlowServiceAsyncStub(FlowServiceStub):
     GetFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.GetFlowRequest, _flow_service_pb2.GetFlowResponse]  # type: ignore[assignment]
     """Returns one flow, soft-deleted ones included (delete_time tells).
 
-    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE when the flow has not reached min_revision.
+    With at_revision it is rebuilt as it was then, exactly: fields, children, phases, documents and the activity that was kept.
+    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE when the flow has not reached min_revision or at_revision, REVISION_COMPACTED (oldest_revision) when
+    at_revision is no longer kept; DATA_LOSS HISTORY_DAMAGED when it cannot be rebuilt from what is stored.
     """
     BatchGetFlows: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.BatchGetFlowsRequest, _flow_service_pb2.BatchGetFlowsResponse]  # type: ignore[assignment]
     """Returns several flows in the order asked for, all or none.
@@ -382,7 +386,9 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_flow_service_pb2.GetFlowResponse, _abc.Awaitable[_flow_service_pb2.GetFlowResponse]]:
         """Returns one flow, soft-deleted ones included (delete_time tells).
 
-        Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE when the flow has not reached min_revision.
+        With at_revision it is rebuilt as it was then, exactly: fields, children, phases, documents and the activity that was kept.
+        Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE when the flow has not reached min_revision or at_revision, REVISION_COMPACTED (oldest_revision) when
+        at_revision is no longer kept; DATA_LOSS HISTORY_DAMAGED when it cannot be rebuilt from what is stored.
         """
 
     @_abc_1.abstractmethod
