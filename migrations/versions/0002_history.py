@@ -253,7 +253,7 @@ ALTER TABLE installation ADD COLUMN kek_id TEXT;
 
 DROP INDEX flows_create_time_idx;
 
-CREATE INDEX flows_create_time_idx ON flows (client_account_id, engagement_id, create_time)
+CREATE INDEX flows_create_time_idx ON flows (client_account_id, engagement_id, create_time, flow_id) WHERE delete_time IS NULL
 """
 
 UNDONE = """
