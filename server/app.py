@@ -25,9 +25,10 @@ from server.repository.database import Database, PoolSettings, connected
 from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
+from server.repository.store import Store
 from server.services.boundary import Boundary, Tell
 from server.services.deadlines import Deadlines
-from server.services.flow_service import FlowService, Sources, Store
+from server.services.flow_service import FlowService, Sources
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
@@ -110,7 +111,7 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
             ),
         )
         limits = document.Limits(settings.max_document_bytes)
-        store = Store(flows, events, History(database), commits)
+        store = Store(database, flows, events, History(database), commits)
         service = FlowService(store, watches, Sources(now, new_id), limits, token_key)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
         checks = health.aio.HealthServicer()

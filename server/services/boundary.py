@@ -95,13 +95,19 @@ class Boundary:
         """Refuse new calls from now on; those under way go on."""
         self._draining = True
 
-    def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
-        """The handlers of every RPC of ``service``. Raises AttributeError for one that ``servicer`` lacks."""
+    def handlers(self, service: ServiceDescriptor, *servicers: object) -> grpc.GenericRpcHandler:
+        """The handlers of every RPC of ``service``, each from the one servicer that has it.
+
+        Raises AttributeError for one that none has, and for one that several have.
+        """
         methods = {}
         make: Any
         wrapped: Any
         for method in service.methods:
-            call = getattr(servicer, method.name)
+            found = [getattr(servicer, method.name) for servicer in servicers if hasattr(servicer, method.name)]
+            if len(found) != 1:
+                raise AttributeError(f"{service.full_name}/{method.name} is in {len(found)} servicers, it must be in one")
+            call = found[0]
             name = f"{service.full_name}/{method.name}"
             if method.server_streaming:
                 make, wrapped = grpc.unary_stream_rpc_method_handler, self._streaming(name, call)

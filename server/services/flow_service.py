@@ -18,12 +18,10 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from server.repository import filter as filters
-from server.repository.commits import Commits
-from server.repository.events import Events
-from server.repository.flows import DeletedFlows, Flows, Record
-from server.repository.history import History
+from server.repository.flows import DeletedFlows, Record
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed, Request
+from server.repository.store import Store
 from server.services import convert, page_token
 from server.services.caller import Caller
 from server.services.fields import NAME_LENGTH, Fields
@@ -57,16 +55,6 @@ class Sources:
 
     now: Callable[[], datetime]
     new_id: Callable[[], UUID]
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """What the database can be asked for."""
-
-    flows: Flows
-    events: Events
-    history: History
-    commits: Commits
 
 
 class FlowService:

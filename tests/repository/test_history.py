@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
-from uuid import uuid4
+from collections.abc import Mapping, Sequence
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
-from server.repository.flows import Record
+from server.operations import Replaced, replace_content
+from server.repository.flows import Flows, Record
 from server.repository.history import History
+from server.repository.store import Store as Whole
 from server.statemachine.change import (
     Change,
     DeleteFlow,
     MergeDocument,
     PauseFlow,
     RecordActivity,
+    ReplaceContent,
     ReplaceDocument,
     ResumeFlow,
     RetryPhase,
@@ -26,7 +29,7 @@ from server.statemachine.change import (
     UndeleteFlow,
     UpdateFlow,
 )
-from server.statemachine.errors import FlowNotFound, HistoryDamaged, RevisionInFuture
+from server.statemachine.errors import ConcurrentModification, FlowNotFound, HistoryDamaged, RevisionInFuture
 from server.statemachine.event import Cause
 from server.statemachine.history import EVERY
 from server.statemachine.replacement import content_of, replacement
@@ -140,6 +143,35 @@ async def test_what_replaces_a_flow_can_be_rebuilt_and_so_can_what_was_before(st
     assert (back.head.flow.display_name, back.head.flow.labels) == ("Renamed", {"wave": "3"})
     for revision, record in seen.items():
         assert await record_at(store, key, revision) == record, revision
+
+
+async def test_a_replacement_is_prepared_again_when_others_were_first(store: Store, tenant: Tenant, truth: asyncpg.Connection) -> None:
+    flow_id = await store.begun(tenant)
+    prepared: list[int] = []
+    reports = iter(range(10))
+
+    async def first(before: Record) -> None:
+        await store.commit(store.asked(tenant, flow_id, report(next(reports))))
+
+    def prepare(before: Record) -> ReplaceContent:
+        prepared.append(before.head.flow.revision)
+        return replacement(content_of(before.head.flow, {STATE: b'{"new":1}'}), before.documents, Cause.RESTORE, "")
+
+    class Hurried(Flows):
+        async def records(self, tenant: Tenant, flow_ids: Sequence[UUID]) -> list[Record]:
+            found = await super().records(tenant, flow_ids)
+            if len(prepared) < 2:
+                await first(found[0])  # somebody is quicker, twice
+            return found
+
+    whole = Whole(store.database, Hurried(store.database), store.events, History(store.database), store.commits)
+    done = await replace_content(whole, FlowKey(tenant, flow_id), store.occasion(), 0, prepare)
+    assert isinstance(done, Replaced)
+    assert (prepared, done.before.head.flow.revision, done.committed.flow.revision) == ([2, 3, 4], 4, 5)
+    prepared.clear()
+    with pytest.raises(ConcurrentModification):
+        await replace_content(whole, FlowKey(tenant, flow_id), store.occasion(), 5, prepare)
+    assert len(prepared) == 1
 
 
 async def test_a_replacement_that_was_prepared_for_another_revision_is_refused(store: Store, tenant: Tenant) -> None:

@@ -1,0 +1,52 @@
+"""What more than one way in sets going: services, the sweeper and other operations call it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.repository.flows import Record
+from server.repository.plan import Asked
+from server.repository.requests import Answered, Committed, Request
+from server.repository.store import Store
+from server.statemachine.change import ReplaceContent
+from server.statemachine.errors import ConcurrentModification
+from server.statemachine.flow import Occasion
+from server.statemachine.value import dataclass
+from server.statemachine.values import FlowKey
+
+ATTEMPTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A flow before and after it was replaced as a whole."""
+
+    before: Record
+    committed: Committed
+
+
+async def replace_content(
+    store: Store,
+    key: FlowKey,
+    occasion: Occasion,
+    expected: int,
+    prepared: Callable[[Record], ReplaceContent],
+    remembered: Callable[[Record], Request | None] = lambda _: None,
+) -> Replaced | Answered:
+    """The flow with another content, which ``prepared`` makes of what it is; ``expected`` 0 means whatever revision is current.
+
+    ``remembered`` is the request whose answer is kept. What is prepared holds for one revision only, so it is prepared anew when others
+    were first. Raises what ``prepared``, the rules and the commit raise.
+    """
+    for attempt in range(ATTEMPTS):
+        before = (await store.flows.records(key.tenant, [key.flow_id]))[0]
+        revision = before.head.flow.revision
+        asked = Asked(key.tenant, key.flow_id, (prepared(before),), occasion, expected or revision, remembered(before))
+        try:
+            done = await store.commits.commit(asked)
+        except ConcurrentModification:
+            if expected or attempt == ATTEMPTS - 1:
+                raise
+        else:
+            return done if isinstance(done, Answered) else Replaced(before, done)
+    raise AssertionError("the last attempt returned or raised")
