@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import time
@@ -17,24 +18,28 @@ import structlog
 from flowledger.v1 import flow_service_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from server.cache import Heads, Texts
+from server.breaker import Breaker
+from server.cache import Heads, Texts, Views
 from server.embedded import embedded
+from server.redis_link import linked
 from server.repository import schema
 from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
 from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
+from server.repository.notifications import Notifications
 from server.repository.store import Store
 from server.services.boundary import Boundary, Tell
 from server.services.deadlines import Deadlines
 from server.services.flow_service import FlowService, Sources
+from server.services.reads import Reads
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
 from server.statemachine import document
 from server.statemachine.errors import StoreUnavailable
-from server.wakeups import LocalWakeups
+from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
 _log = structlog.get_logger()
 
@@ -100,7 +105,10 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
         flows, events = Flows(database), Events(database)
         wakeups = LocalWakeups()
         memory = settings.cache_mib * 1024 * 1024
-        commits = Commits(database, flows, Heads(memory // 2), Texts(memory // 2), wakeups.ring, settings.commit_lanes)
+        views = Views(memory // 2)
+        wakeups.tell(views.heard)
+        await _relay(stack, settings, database, wakeups, token_key)
+        commits = Commits(database, flows, Heads(memory // 4), Texts(memory // 4), wakeups.ring, settings.commit_lanes)
         watches = Watches(
             flows,
             events,
@@ -112,7 +120,8 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
         )
         limits = document.Limits(settings.max_document_bytes)
         store = Store(database, flows, events, History(database), commits)
-        service = FlowService(store, watches, Sources(now, new_id), limits, token_key)
+        reads = Reads(flows, views, None, time.time, settings.cache_seconds, limits)
+        service = FlowService(store, reads, watches, Sources(now, new_id), limits, token_key)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
         checks = health.aio.HealthServicer()
 
@@ -143,6 +152,29 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
 
         stack.push_async_callback(stop)
         yield Server(f"{settings.host}:{port}", port, drain)
+
+
+async def _relay(stack: AsyncExitStack, settings: Settings, database: Database, wakeups: LocalWakeups, token_key: bytes) -> None:
+    """Connects this process's hints with those of others."""
+    way = settings.wakeups
+    if way == "auto":
+        way = "postgres" if settings.redis_url is None else "redis"
+    channel: Channel
+    if way == "redis" and settings.redis_url is not None:
+        link = await stack.enter_async_context(linked(settings.redis_url.get_secret_value()))
+        # Installations that share one Redis do not hear each other.
+        topic = f"flowledger:{hashlib.sha256(b'topic' + token_key).hexdigest()[:16]}"
+        channel = RedisChannel(link, topic, Breaker(time.monotonic, _redis_told))
+    elif way == "postgres":
+        url = settings.listen_url
+        channel = Notifications(database, database.url if url is None else url.get_secret_value())
+    else:
+        return
+    await stack.enter_async_context(relayed(wakeups, channel, os.urandom(8)))
+
+
+def _redis_told(is_open: bool) -> None:
+    _log.warning("redis_state", reachable=not is_open)
 
 
 @asynccontextmanager
