@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum, unique
 from uuid import UUID
 
 import grpc
@@ -63,13 +64,22 @@ def new_id(clock: Callable[[], int] = time.time_ns, entropy: Callable[[int], byt
     return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)  # variant of RFC 9562
 
 
-def channel_options(settings: Settings) -> list[tuple[str, int]]:
+@unique
+class Port(Enum):
+    """Whether a server has its port for itself."""
+
+    OWN = "own"
+    # Other processes of the same service listen there too.
+    SHARED = "shared"
+
+
+def channel_options(settings: Settings, port: Port = Port.OWN) -> list[tuple[str, int]]:
     """How gRPC behaves on the server's side of a connection."""
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
-        # Two servers on one port would share its connections without a word.
-        ("grpc.so_reuseport", 0),
+        # Two servers on one port share its connections without a word: only workers may.
+        ("grpc.so_reuseport", 1 if port is Port.SHARED else 0),
         # A peer that vanished from an idle stream is noticed after about ten seconds.
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),
@@ -94,7 +104,7 @@ class Server:
 
 
 @asynccontextmanager
-async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Server]:
+async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port.OWN) -> AsyncIterator[Server]:
     """A server that takes calls while the block lasts; at its end calls under way are given ``drain_seconds``. ``tell`` hears of each call.
 
     Raises EmbeddedError, SchemaError, StoreUnavailable, OSError: each says what to do.
@@ -125,7 +135,7 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
         checks = health.aio.HealthServicer()
 
-        server = grpc.aio.server(options=channel_options(settings))
+        server = grpc.aio.server(options=channel_options(settings, shared))
         server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service),))
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         add_reflection(server, [FLOW_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])

@@ -28,7 +28,8 @@ ROOMS: dict[str, frozenset[str]] = {
     "app": frozenset(
         {"services", "repository", "statemachine", "cache", "wakeups", "breaker", "redis_link", "settings", "log", "embedded"},
     ),
-    "cli": frozenset({"app", "settings", "log", "embedded", "repository", "statemachine"}),
+    "workers": frozenset(),
+    "cli": frozenset({"app", "workers", "settings", "log", "embedded", "repository", "statemachine"}),
     "__main__": frozenset({"cli"}),
 }
 
@@ -53,6 +54,7 @@ DOORS = frozenset({"open", "print", "input", "exec", "eval", "__import__"})
 ENVIRONMENT: dict[str, str] = {
     "settings.py": "the one door to the environment",
     "__init__.py": "gRPC reads its fork support when it begins, before there are settings; it is set here and nothing is read",
+    "workers.py": "workers inherit everything: their settings, and what Python and gRPC are told",
     "programs.py": "PostgreSQL's programs inherit PATH and LD_LIBRARY_PATH, and nothing else",
 }
 # Who may catch everything, how often at most, and why.
