@@ -48,7 +48,7 @@ _log = structlog.get_logger()
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
 HEALTH_SECONDS = 2.0
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
-# for this long they are still taken, and told to go elsewhere.
+# for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
 
 
@@ -160,7 +160,10 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             watch_health.cancel()
             await checks.enter_graceful_shutdown()
             await asyncio.sleep(min(REFUSING_SECONDS, settings.drain_seconds))
-            await server.stop(max(0.0, ending - loop.time()))
+            closing = asyncio.create_task(server.stop(max(0.0, ending - loop.time())))
+            await asyncio.sleep(0.0)  # gRPC has begun to close once the task has run
+            boundary.close()
+            await closing
             await commits.close(max(0.0, ending - loop.time()))
 
         stack.push_async_callback(stop)
