@@ -155,6 +155,12 @@ class Settings(BaseSettings):
     cache_mib: Annotated[int, Field(ge=0, le=65536)] = 64
     """Memory for cached flows at most, in MiB; 0 caches nothing."""
 
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """TCP port where Prometheus reads metrics over HTTP; 0 serves none."""
+
+    metrics_host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
+    """Address to serve metrics on; they name no tenant, and whoever reaches them can read them."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
 

@@ -67,6 +67,8 @@ class Commits:
         self._open = 0  # callers that wait for their commit
         self._crowd = 1.0
         self._closed = False
+        # How many commits were stored, and how many statements carried them.
+        self.stored = self.batches = 0
 
     async def commit(self, asked: Asked) -> Committed | Answered:
         """The flow once the changes are on disk, or the answer that the same request was given before.
@@ -156,6 +158,7 @@ class Commits:
                 for one in asked:
                     self._heads.drop(one.key)
                     self._texts.drop(one.key)
+            self.stored, self.batches = self.stored + len(results), self.batches + 1
             for one in asked:
                 self._ring(one.key)
             return results
@@ -360,6 +363,7 @@ class Commits:
 
     async def _settle(self, plans: Mapping[FlowKey, Plan], stored: Stored) -> None:
         """Tell everybody what became of it. Who is told nothing is tried again."""
+        self.batches += 1
         for key, plan in plans.items():
             if key in stored.moved:
                 self._arrived(key, plan)
@@ -392,6 +396,7 @@ class Commits:
                 self._texts.put(key, place, step.outcome.event.revision, text)
         for waiting, step in zip(plan.carried, plan.steps, strict=True):
             waiting.succeed(step.committed)
+        self.stored += len(plan.steps)
         self._ring(key)
 
     async def _answer(self, plan: Plan) -> None:

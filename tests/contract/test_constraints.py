@@ -81,6 +81,7 @@ CASES: dict[str, list[Change]] = {
     "checkpoints_status_check": [{"status": "DONE"}],
     "checkpoints_payload_sha256_check": [{"payload_sha256": SHORT}],
     "policies_limits_check": [{"keep_revisions": -1}, {"keep_seconds": -0.5}, {"auto_seconds": 0.0}],
+    "alerts_number_check": [{"number": 0}],
     "alerts_kind_check": [{"kind": "FIRE"}],
     "alerts_severity_check": [{"severity": "INFO"}],
     "alerts_fingerprint_check": [{"fingerprint": SHORT}],

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from sqlalchemy import BigInteger, bindparam, func, select
 
+from server.repository.alerts import Alerts
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows
 from server.repository.history import History
@@ -34,7 +35,7 @@ from server.statemachine.states import PhaseState
 from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, FlowKey, Tenant
 from tests.repository import rows
 from tests.repository.plan import TENANT_TABLE_NAMES, scans_and_insertions
-from tests.repository.store import Store, report, request
+from tests.repository.store import NOON, Store, alert, report, request
 
 STATE = DocumentPlace("state")
 ENTRY = RecordActivity((ActivityEntry(ActivityKind.MEMORY, value=1.5, unit="MiB"),))
@@ -49,7 +50,6 @@ LATER = {
     "checkpoint_parts",
     "policies",
     "quarantine",
-    "alerts",
     "erasures",
 }
 
@@ -100,6 +100,17 @@ async def exercise(store: Store, tenant: Tenant) -> None:
         last = (page[0].display_name if order == "display_name" else page[0].create_time, page[0].flow_id)
         await store.flows.page(tenant, parse(""), parse_order(order), last, 10, DeletedFlows.SHOWN)
     await exercise_replacement(store, tenant)
+    await exercise_alerts(store, tenant)
+
+
+async def exercise_alerts(store: Store, tenant: Tenant) -> None:
+    """Raising alerts and reading them."""
+    alerts = Alerts(store.database)
+    await alerts.put(tenant, alert("one"))
+    await alerts.page(tenant, None, None, None, None, 1)
+    await alerts.after(tenant, 0, 1)
+    await alerts.number_of(tenant, uuid4())
+    await alerts.before(tenant, NOON)
 
 
 async def exercise_replacement(store: Store, tenant: Tenant) -> None:

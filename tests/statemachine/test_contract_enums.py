@@ -5,9 +5,10 @@ from __future__ import annotations
 from enum import Enum
 
 import pytest
-from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
+from flowledger.v1 import activity_pb2, alert_pb2, event_pb2, flow_pb2
 from google.protobuf.descriptor import EnumDescriptor
 
+from server.statemachine.alert import AlertKind, AlertSeverity
 from server.statemachine.states import FailureCode, FlowHold, FlowStatus, PhaseState
 from server.statemachine.values import ActivityKind
 
@@ -19,6 +20,8 @@ from server.statemachine.values import ActivityKind
         (FlowStatus, flow_pb2.FlowStatus.DESCRIPTOR, "FLOW_STATUS_"),
         (FailureCode, flow_pb2.FailureCode.DESCRIPTOR, "FAILURE_CODE_"),
         (FlowHold, event_pb2.FlowHold.DESCRIPTOR, "FLOW_HOLD_"),
+        (AlertKind, alert_pb2.AlertKind.DESCRIPTOR, "ALERT_KIND_"),
+        (AlertSeverity, alert_pb2.AlertSeverity.DESCRIPTOR, "ALERT_SEVERITY_"),
         (ActivityKind, activity_pb2.ActivityKind.DESCRIPTOR, "ACTIVITY_KIND_"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
