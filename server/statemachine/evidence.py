@@ -1,0 +1,182 @@
+"""Everything that is known of a stored flow, damaged or not, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from datetime import datetime
+from typing import Self
+
+from server.statemachine import stored_activity
+from server.statemachine.event import Event
+from server.statemachine.finding import Finding, FindingKind
+from server.statemachine.history import Base, Version, Versions
+from server.statemachine.integrity import Stored, differences
+from server.statemachine.states import FlowHold
+from server.statemachine.stored_activity import StoredActivity
+from server.statemachine.value import dataclass
+from server.statemachine.values import DocumentPlace, Flow, FlowKey
+
+_K = FindingKind
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """A document's row: which version it says it is, and its text, where it opens and is a document.
+
+    ``right`` says that the row and its text agree.
+    """
+
+    place: DocumentPlace
+    version: Version | None
+    text: bytes | None
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The texts of documents that can be had: the present ones by place, and by place and revision the SHA-256 of every one that opens."""
+
+    present: Mapping[DocumentPlace, Present] = field(default_factory=dict, hash=False)
+    readable: Mapping[tuple[DocumentPlace, int], bytes] = field(default_factory=dict, hash=False)
+    findings: tuple[Finding, ...] = ()
+    digests: frozenset[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digests", frozenset(self.readable.values()))
+
+    def has(self, version: Version) -> bool:
+        """Whether the text can be had, wherever it lies."""
+        return version.sha256 in self.digests
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What commands had made of the flow, as far as events tell."""
+
+    hold: FlowHold
+    hold_reason: str
+    delete_time: datetime | None
+
+    @classmethod
+    def of(cls, flow: Flow) -> Self:
+        """What they made of ``flow``."""
+        return cls(flow.hold, flow.hold_reason, flow.delete_time)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a history tells, and what is wrong with it.
+
+    ``state`` is the flow at ``head``, as far as it could be followed, and ``sure`` whether it can be relied on; where it is not, ``last``
+    is the last event that could be read, and ``command`` what such events tell of holds and deletion. ``good`` are the newest states
+    that are sure and whose documents can be had, the newest first; ``first`` is the flow as it was created.
+    """
+
+    head: int = 0
+    hash: bytes | None = None
+    state: Base | None = None
+    sure: bool = False
+    # Whether its activity is: events before format 2 do not tell all of it.
+    exact: bool = True
+    good: tuple[Base, ...] = ()
+    first: Base | None = None
+    last: Event | None = None
+    command: Command | None = None
+    # What a recovery has to do about the log: revisions without an event (first and last of each gap), events that cannot be read, hashes
+    # that are wrong with what they must be, and bases that can be made anew.
+    lost: tuple[tuple[int, int], ...] = ()
+    damaged: tuple[int, ...] = ()
+    hashes: Mapping[int, bytes] = field(default_factory=dict, hash=False)
+    bases: Mapping[int, Base] = field(default_factory=dict, hash=False)
+    # Events of which only the hash is left, by erasure.
+    erased: int = 0
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is stored of a flow: its row with children and documents, its activity, its history, and what is wrong with its checkpoints."""
+
+    key: FlowKey
+    stored: Stored
+    activity: StoredActivity
+    texts: Texts
+    told: Told
+    checkpoints: tuple[Finding, ...] = ()
+
+    @property
+    def reached(self) -> bool:
+        """Whether the history is sure up to its end, and tells of everything that the row can know."""
+        stored, told = self.stored, self.told
+        return told.sure and (stored.revision is None or stored.revision <= told.head or stored.hash == told.hash)
+
+    @property
+    def revision(self) -> int:
+        """The newest revision that the row or an event tells of."""
+        return max(self.stored.revision or 0, self.told.head)
+
+    @property
+    def versions(self) -> Versions:
+        """Which version each document must be of: what the history tells, and what the rows say where it does not reach."""
+        told = {} if self.told.state is None else dict(self.told.state.kept.versions)
+        if self.reached:
+            return told
+        rows = {place: present.version for place, present in self.texts.present.items() if present.version is not None}
+        return {**told, **{place: version for place, version in rows.items() if version.revision > self.told.head or place not in told}}
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Everything that is wrong, the flow as it is first."""
+        found = [*self._row(), *self.texts.findings, *self._documents(), *self.told.findings, *self.checkpoints]
+        return tuple(sorted(found, key=lambda finding: finding.recovery_only))
+
+    def _row(self) -> Iterator[Finding]:
+        stored, told, state = self.stored, self.told, self.told.state
+        yield from stored.findings
+        if not stored.there:
+            yield Finding(_K.ROW_DIFFERS, "the flow's row is not there", revision=told.head)
+        yield from self._position()
+        if self.reached and state is not None and stored.flow is not None:
+            for finding in differences(stored.flow, state.flow):
+                if finding.field != "totals" or told.exact:
+                    yield finding
+        yield from self.activity.findings
+        totals = state.flow.totals if self.reached and state is not None and told.exact else stored.totals
+        if totals is not None:
+            yield from stored_activity.missing(self.activity, totals)
+
+    def _position(self) -> Iterator[Finding]:
+        stored, told = self.stored, self.told
+        if stored.revision is None:
+            return
+        if stored.revision < told.head:
+            text = f"the row is at revision {stored.revision}, and its history goes on to {told.head}"
+            yield Finding(_K.REVISION, text, "revision", revision=stored.revision)
+        elif stored.revision > told.head and stored.hash == told.hash:
+            text = f"the row is at revision {stored.revision}, and carries the hash of revision {told.head}, the last there is"
+            yield Finding(_K.REVISION, text, "revision", revision=stored.revision)
+        elif stored.revision > told.head:
+            text = f"there is no event of revision {told.head + 1}"
+            if stored.revision > told.head + 1:
+                text += f" to {stored.revision}"
+            yield Finding(_K.EVENT_MISSING, f"{text}, and the row is at {stored.revision}", revision=told.head + 1)
+        elif stored.hash is not None and stored.hash != told.hash:
+            text = f"the row does not carry the hash of its last event, revision {told.head}"
+            yield Finding(_K.CHAIN_BROKEN, text, "head_hash", revision=told.head)
+
+    def _documents(self) -> Iterator[Finding]:
+        known = {(finding.document, finding.child_type) for finding in self.texts.findings}
+        for place, version in self.versions.items():
+            present = self.texts.present.get(place)
+            if present is None:
+                yield _of(place, _K.DOCUMENT_MISSING, f"{place}, of revision {version.revision}, is not there")
+            elif present.version != version and (place.name, place.child_type) not in known:
+                text = f"{place} is not the one that the history tells of, of revision {version.revision}"
+                yield _of(place, _K.DOCUMENT_HASH, text)
+        if self.reached:
+            for place in sorted(self.texts.present.keys() - self.versions.keys()):
+                yield _of(place, _K.DOCUMENT_HASH, f"{place} is there, and the history does not tell of it")
+
+
+def _of(place: DocumentPlace, kind: FindingKind, text: str) -> Finding:
+    return Finding(kind, text, child_type=place.child_type, document=place.name)
