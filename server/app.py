@@ -33,6 +33,7 @@ from server.services.alert_admin import AlertAdmin, alerts_key
 from server.services.boundary import Boundary, Tell
 from server.services.caller import Caller
 from server.services.deadlines import Deadlines
+from server.services.flow_history import FlowHistory
 from server.services.flow_service import FlowService, Sources
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
@@ -116,14 +117,18 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
         alert_admin = AlertAdmin(alerts, wakeups, now, watching, token_key)
         limits = document.Limits(settings.max_document_bytes)
         store = Store(database, flows, events, History(database), commits)
-        service = FlowService(store, watches, Sources(now, new_id), limits, token_key)
+        sources = Sources(now, new_id)
+        service = FlowService(store, watches, sources, limits, token_key)
+        flow_history = FlowHistory(store, sources, limits, token_key)
         metrics = _metrics(database, commits, watches, alert_admin)
         raise_alert = Alarm(alerts, metrics.count, lambda tenant: wakeups.ring(alerts_key(tenant)))
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, _both(tell, metrics))
         checks = health.aio.HealthServicer()
 
         server = grpc.aio.server(options=channel_options(settings))
-        server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service), boundary.handlers(ADMIN_SERVICE, alert_admin)))
+        server.add_generic_rpc_handlers(
+            (boundary.handlers(FLOW_SERVICE, service, flow_history), boundary.handlers(ADMIN_SERVICE, alert_admin))
+        )
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         services = [FLOW_SERVICE.full_name, ADMIN_SERVICE.full_name]
         add_reflection(server, [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])

@@ -31,5 +31,9 @@ async def test_nothing_is_found_in_what_is_right(store: Store, tenant: Tenant) -
     flow_id = await store.begun(tenant)
     key = FlowKey(tenant, flow_id)
     for at in range(230):
-        await store.commit(store.asked(tenant, flow_id, report(at), *([written(STATE, b'{"at":%d,"x":"%s"}' % (at, b"y" * 20_000))] if at % 3 == 0 else [])))
+        await store.commit(
+            store.asked(
+                tenant, flow_id, report(at), *([written(STATE, b'{"at":%d,"x":"%s"}' % (at, b"y" * 20_000))] if at % 3 == 0 else [])
+            )
+        )
     assert await findings(store, key) == []

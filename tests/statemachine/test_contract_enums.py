@@ -9,6 +9,7 @@ from flowledger.v1 import activity_pb2, alert_pb2, event_pb2, flow_pb2
 from google.protobuf.descriptor import EnumDescriptor
 
 from server.statemachine.alert import AlertKind, AlertSeverity
+from server.statemachine.event_filter import EventKind
 from server.statemachine.states import FailureCode, FlowHold, FlowStatus, PhaseState
 from server.statemachine.values import ActivityKind
 
@@ -23,6 +24,7 @@ from server.statemachine.values import ActivityKind
         (AlertKind, alert_pb2.AlertKind.DESCRIPTOR, "ALERT_KIND_"),
         (AlertSeverity, alert_pb2.AlertSeverity.DESCRIPTOR, "ALERT_SEVERITY_"),
         (ActivityKind, activity_pb2.ActivityKind.DESCRIPTOR, "ACTIVITY_KIND_"),
+        (EventKind, event_pb2.EventKind.DESCRIPTOR, "EVENT_KIND_"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
