@@ -13,8 +13,8 @@ from dataclasses import replace
 import zstandard
 
 from server.repository import codec, event_codec
-from server.repository.chain import Chain, Link
 from server.repository.document_store import content_size, unpack
+from server.repository.doubtful_chain import DoubtfulChain, Link
 from server.repository.remains import Logged, row_of
 from server.repository.texts import HASH_BYTES, MOST_BYTES
 from server.statemachine import activity
@@ -29,7 +29,7 @@ from server.statemachine.event import (
     HoldChanged,
     PhaseChanged,
 )
-from server.statemachine.evidence import Command, Texts, Told
+from server.statemachine.evidence import Command, Gap, Texts, Told
 from server.statemachine.finding import Finding, FindingKind
 from server.statemachine.graphs import BUILT_IN
 from server.statemachine.history import Base, Kept, Unexplained, Version, Versions, begun, replayed, wants_base, written
@@ -65,7 +65,7 @@ class Walk:
     def __init__(self, key: FlowKey, texts: Texts, anchor: Base | None) -> None:
         """``texts`` are the documents that can be had; ``anchor`` is the flow's own row, if it can be right."""
         self._key, self._texts, self._anchor = key, texts, anchor
-        self._chain = Chain()
+        self._chain = DoubtfulChain()
         self._at = 0
         self._hash: bytes | None = event_codec.NO_HASH  # as it is stored
         # The flow at ``_at`` in parts: what changes with each event is not put together before it is needed.
@@ -82,8 +82,7 @@ class Walk:
         self._erased = 0
         self._command: Command | None = None
         self._needed: dict[tuple[DocumentPlace, int], Version] = {}
-        self._lost: list[tuple[int, int]] = []
-        self._damaged: list[int] = []
+        self._gaps: list[Gap] = []
         self._bases: dict[int, Base] = {}
         self._findings: list[Finding] = []
 
@@ -113,7 +112,7 @@ class Walk:
                 self._note(_K.HISTORY_DAMAGED, f"{place} of revision {revision} is not kept as it was", revision, place)
         return Told(
             self._at,
-            self._chain.proved.get(self._at, self._hash),
+            self._link(),
             state,
             self._sure and state is not None,
             self._exact,
@@ -121,8 +120,7 @@ class Walk:
             self._first,
             self._last,
             self._command,
-            tuple(self._lost),
-            tuple(self._damaged),
+            tuple(self._gaps),
             dict(self._chain.proved),
             self._bases,
             self._erased,
@@ -138,7 +136,7 @@ class Walk:
             return
         # What compaction removed ends with a base that is signed.
         if base is None or base.get("signature") is None:
-            self._lost.append((first, last))
+            self._gaps.append(Gap(first, last, self._link()))
             told = f"{first}" if first == last else f"{first} to {last}"
             self._findings.append(Finding(_K.EVENT_MISSING, f"there is no event of revision {told}", revision=first))
         self._forget()
@@ -151,9 +149,9 @@ class Walk:
 
     def _event(self, revision: int, row: Row) -> _Read:
         read = _read(self._key, revision, row)
-        self._at, self._hash = revision, read.hash
+        before, self._at, self._hash = self._link(), revision, read.hash
         if read.made is None:
-            self._damage(revision, read)
+            self._damage(revision, read, before)
             return read
         link, proven = self._chain.follow(revision, read.hash, read.made)
         was_sure = self._sure or (self._hoped and proven)
@@ -163,15 +161,15 @@ class Walk:
             self._forget()
             return read
         if link is not Link.FOLLOWS and not sound(read.event):
-            self._damage(revision, replace(read, why="it holds what no event can hold"))
+            self._damage(revision, replace(read, why="it holds what no event can hold"), before)
             return replace(read, event=None)
         if link is Link.BROKEN:
             self._break(revision, read.event)
         self._replay(read.event, read)
         return read
 
-    def _damage(self, revision: int, read: _Read) -> None:
-        self._damaged.append(revision)
+    def _damage(self, revision: int, read: _Read, before: bytes | None) -> None:
+        self._gaps.append(Gap(revision, revision, before, damaged=True))
         self._findings.append(Finding(_K.EVENT_DAMAGED, f"the event of revision {revision} cannot be read: {read.why}", revision=revision))
         self._forget()
         self._chain.restart(*(() if read.hash is None else (read.hash,)))
@@ -231,6 +229,10 @@ class Walk:
                 case _:
                     pass
         self._command = command
+
+    def _link(self) -> bytes | None:
+        """The hash of the last event: the right one, if it is known, else as it is stored."""
+        return self._chain.proved.get(self._at, self._hash)
 
     # ---- states ---------------------------------------------------------------------------------------------------------------------
 

@@ -65,6 +65,19 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """Revisions whose events are not there, or one whose event cannot be read; ``before`` is the hash of the event before them."""
+
+    first: int
+    last: int
+    before: bytes | None
+    damaged: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.first}" if self.first == self.last else f"{self.first} to {self.last}"
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
     """What a history tells, and what is wrong with it.
 
@@ -83,10 +96,8 @@ class Told:
     first: Base | None = None
     last: Event | None = None
     command: Command | None = None
-    # What a recovery has to do about the log: revisions without an event (first and last of each gap), events that cannot be read, hashes
-    # that are wrong with what they must be, and bases that can be made anew.
-    lost: tuple[tuple[int, int], ...] = ()
-    damaged: tuple[int, ...] = ()
+    # What a recovery has to do about the log: gaps in it, hashes that are wrong with what they must be, and bases that can be made anew.
+    gaps: tuple[Gap, ...] = ()
     hashes: Mapping[int, bytes] = field(default_factory=dict, hash=False)
     bases: Mapping[int, Base] = field(default_factory=dict, hash=False)
     # Events of which only the hash is left, by erasure.
@@ -112,11 +123,6 @@ class Evidence:
         return told.sure and (stored.revision is None or stored.revision <= told.head or stored.hash == told.hash)
 
     @property
-    def revision(self) -> int:
-        """The newest revision that the row or an event tells of."""
-        return max(self.stored.revision or 0, self.told.head)
-
-    @property
     def versions(self) -> Versions:
         """Which version each document must be of: what the history tells, and what the rows say where it does not reach."""
         told = {} if self.told.state is None else dict(self.told.state.kept.versions)
@@ -125,9 +131,21 @@ class Evidence:
         rows = {place: present.version for place, present in self.texts.present.items() if present.version is not None}
         return {**told, **{place: version for place, version in rows.items() if version.revision > self.told.head or place not in told}}
 
+    @property
+    def tail(self) -> Gap | None:
+        """The revisions that the row knows of and no event tells of."""
+        revision, told = self.stored.revision, self.told
+        if revision is None or revision <= told.head or self.stored.hash == told.hash:
+            return None
+        return Gap(told.head + 1, revision, told.hash)
+
+    def own(self) -> tuple[Finding, ...]:
+        """What is wrong with the flow as it is."""
+        return (*self._row(), *self.texts.findings, *self._documents())
+
     def findings(self) -> tuple[Finding, ...]:
         """Everything that is wrong, the flow as it is first."""
-        found = [*self._row(), *self.texts.findings, *self._documents(), *self.told.findings, *self.checkpoints]
+        found = [*self.own(), *self.told.findings, *self.checkpoints]
         return tuple(sorted(found, key=lambda finding: finding.recovery_only))
 
     def _row(self) -> Iterator[Finding]:
@@ -141,9 +159,10 @@ class Evidence:
                 if finding.field != "totals" or told.exact:
                     yield finding
         yield from self.activity.findings
-        totals = state.flow.totals if self.reached and state is not None and told.exact else stored.totals
-        if totals is not None:
-            yield from stored_activity.missing(self.activity, totals)
+        if self.reached and state is not None and told.exact:
+            yield from stored_activity.differing(self.activity, state.kept.activity)
+        elif stored.totals is not None:
+            yield from stored_activity.beyond(self.activity, stored.totals)
 
     def _position(self) -> Iterator[Finding]:
         stored, told = self.stored, self.told
@@ -155,11 +174,9 @@ class Evidence:
         elif stored.revision > told.head and stored.hash == told.hash:
             text = f"the row is at revision {stored.revision}, and carries the hash of revision {told.head}, the last there is"
             yield Finding(_K.REVISION, text, "revision", revision=stored.revision)
-        elif stored.revision > told.head:
-            text = f"there is no event of revision {told.head + 1}"
-            if stored.revision > told.head + 1:
-                text += f" to {stored.revision}"
-            yield Finding(_K.EVENT_MISSING, f"{text}, and the row is at {stored.revision}", revision=told.head + 1)
+        elif (tail := self.tail) is not None:
+            text = f"there is no event of revision {tail}, and the row is at {stored.revision}"
+            yield Finding(_K.EVENT_MISSING, text, revision=tail.first)
         elif stored.hash is not None and stored.hash != told.hash:
             text = f"the row does not carry the hash of its last event, revision {told.head}"
             yield Finding(_K.CHAIN_BROKEN, text, "head_hash", revision=told.head)

@@ -13,7 +13,7 @@ from server.statemachine.event import PhaseChanged
 from server.statemachine.finding import Finding, FindingKind
 from server.statemachine.graphs import BUILT_IN, JOURNEYS
 from server.statemachine.loose import Loose, Row, shown
-from server.statemachine.phases import permitted
+from server.statemachine.phases import missing_dependencies, permitted
 from server.statemachine.states import NOT_BEGUN, TERMINAL, FailureCode, FlowHold, PhaseState
 from server.statemachine.value import dataclass
 from server.statemachine.values import ActivityKind, ChildFlow, Failure, Flow, Origin, Phase, Tenant
@@ -183,14 +183,20 @@ def _phases(loose: Loose, domain: str, definition: Definition, findings: list[Fi
         loose.note(_K.PHASES_UNKNOWN, "phases", text)
         return ()
     phases = [_phase(domain, row, findings) for row in rows if isinstance(row, dict)]
-    states = {name: None if phase is None else phase.state for name, phase in zip(definition.position, phases, strict=True)}
-    for phase, wanted in zip(phases, definition.phases, strict=True):
-        if phase is not None and phase.state in STANDING:
-            unmet = [name for name in wanted.depends_on if states[name] not in (_S.COMPLETED, None)]
-            if unmet:
-                text = f"{phase.name} is {phase.state.name} and depends on {', '.join(unmet)}, which is not COMPLETED"
-                findings.append(Finding(_K.PHASE_STATE, text, "state", domain, phase.name))
+    # By what they say, whatever else is wrong with them.
+    states = {str(row["name"]): _state_of(row) for row in rows if isinstance(row, dict)}
+    for wanted in definition.phases:
+        unmet = [name for name in wanted.depends_on if states[name] not in (_S.COMPLETED, None)]
+        state = states[wanted.name]
+        if unmet and state in STANDING and state is not None:
+            text = f"{wanted.name} is {state.name} and depends on {', '.join(unmet)}, not COMPLETED"
+            findings.append(Finding(_K.PHASE_STATE, text, "state", domain, wanted.name))
     return tuple(phase for phase in phases if phase is not None)
+
+
+def _state_of(row: Row) -> PhaseState | None:
+    name = row.get("state")
+    return PhaseState.__members__.get(name) if isinstance(name, str) else None
 
 
 def _phase(domain: str, row: Row, findings: list[Finding]) -> Phase | None:
@@ -228,6 +234,15 @@ def _failure(loose: Loose, row: Row, domain: str, phase: str, findings: list[Fin
     inner = Loose(given, findings, prefix="failure.", child_type=domain, phase=phase)
     code, message = inner.member("code", FailureCode), inner.text("message", default="")
     return None if code is None or message is None else Failure(code, message)
+
+
+def unmet(flow: Flow) -> str:
+    """Which phase of the flow stands on something that is not COMPLETED; empty when none does."""
+    for child in flow.children:
+        for phase, wanted in zip(child.phases, child.definition.phases, strict=True):
+            if phase.state in STANDING and (missing := missing_dependencies(child, wanted)):
+                return f"{phase.name} is {phase.state.name}, and {', '.join(missing)} is not COMPLETED"
+    return ""
 
 
 def forbidden(fact: PhaseChanged, definition: Definition) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from math import inf
 
@@ -41,16 +41,24 @@ def read(rows: Iterable[Row]) -> StoredActivity:
     return StoredActivity(tuple(entries), tuple(findings))
 
 
-def missing(stored: StoredActivity, totals: Mapping[ActivityKind, int]) -> list[Finding]:
-    """Where the entries are not those that the totals ask for."""
+def differing(stored: StoredActivity, told: Sequence[ActivityEntry]) -> list[Finding]:
+    """Where the entries are not those that the history tells."""
     found = []
     for kind in ActivityKind:
-        total = totals.get(kind, 0)
-        numbers = [entry.sequence for entry in stored.entries if entry.kind is kind]
-        if numbers != list(range(total, max(total - KEPT, 0), -1)):
-            text = f"of {kind.name} the total is {total}, and there are {len(numbers)} entries up to {max(numbers, default=0)}"
+        mine, wanted = ([entry for entry in entries if entry.kind is kind] for entries in (stored.entries, told))
+        if mine != wanted:
+            text = f"of {kind.name} there are {len(mine)} entries, and they are not the {len(wanted)} that the history tells"
             found.append(Finding(FindingKind.FIELD_INVALID, text, FIELD))
     return found
+
+
+def beyond(stored: StoredActivity, totals: Mapping[ActivityKind, int]) -> list[Finding]:
+    """Where there are more entries than the totals know of."""
+    return [
+        Finding(FindingKind.FIELD_INVALID, f"of {kind.name} there is entry {last}, and the total is {totals.get(kind, 0)}", FIELD)
+        for kind, last in stored.totals.items()
+        if last > totals.get(kind, 0)
+    ]
 
 
 def _entry(row: Row, findings: list[Finding]) -> ActivityEntry | None:

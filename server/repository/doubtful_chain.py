@@ -20,7 +20,7 @@ class Link(Enum):
     UNKNOWN = "unknown"
 
 
-class Chain:
+class DoubtfulChain:
     """Where the chain has come to.
 
     An event whose hash does not fit may have been changed, or only its hash: the next event's hash tells which, since it was made of the
