@@ -6,12 +6,14 @@ scrapes. The names and help texts stand here; who counts hands over the labels.
 
 from __future__ import annotations
 
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from types import MappingProxyType
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -117,15 +119,25 @@ def registry_of(metrics: Metrics) -> CollectorRegistry:
 
 
 @contextmanager
-def exposed(registry: CollectorRegistry, host: str, port: int) -> Iterator[None]:
-    """The registry served over HTTP at ``host:port`` from a thread, while the block lasts. Raises OSError when the port is taken."""
+def exposed(registry: CollectorRegistry, host: str, port: int, spare: int = 0) -> Iterator[int]:
+    """The registry served over HTTP from a thread, while the block lasts: on ``port``, or one of the ``spare`` ports after it; which.
+
+    Raises OSError when all of them are taken.
+    """
+    server, thread, chosen = _started(registry, host, range(port, port + spare + 1))
     try:
-        server, thread = start_http_server(port, host.strip("[]"), registry)
-    except OSError as error:
-        raise OSError(f"cannot serve metrics on {host}:{port} ({error}): set FLOWLEDGER_METRICS_PORT") from error
-    try:
-        yield
+        yield chosen
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _started(registry: CollectorRegistry, host: str, ports: range) -> tuple[WSGIServer, threading.Thread, int]:
+    trouble: OSError | None = None
+    for port in ports:
+        try:
+            return *start_http_server(port, host.strip("[]"), registry), port
+        except OSError as error:
+            trouble = error
+    raise OSError(f"cannot serve metrics on {host}:{ports[0]} ({trouble}): set FLOWLEDGER_METRICS_PORT") from trouble

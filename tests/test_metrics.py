@@ -117,6 +117,14 @@ def _seconds(metrics: Metrics, started: float) -> float:
     return (time.perf_counter() - began) / times
 
 
+def test_workers_take_the_next_port_that_is_free() -> None:
+    one, other, port = Metrics(), Metrics(), free_port()
+    one("S/M", "OK", time.perf_counter())
+    with exposed(registry_of(one), "127.0.0.1", port), exposed(registry_of(other), "127.0.0.1", port, 63) as second:
+        assert second > port
+        assert (value(read(port), "calls_total", method="S/M", outcome="OK"), value(read(second), "calls_total")) == (1, 0)
+
+
 def test_a_port_that_is_taken_is_told_with_its_setting() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

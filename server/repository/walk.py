@@ -299,7 +299,7 @@ def _read(key: FlowKey, revision: int, row: Row) -> _Read:
     found: list[Finding] = []
     loose = Loose(row, found)
     link, form = loose.octets("hash", HASH_BYTES), loose.whole("format", 1, event_codec.FORMAT)
-    time, actor, body = loose.time("time"), loose.text("actor"), loose.text("body")
+    time, actor, body = loose.moment("time"), loose.text("actor"), loose.text("body")
     content = bytes_of(row.get("content_sha256"))
     if content is not None:
         return _Read(link, form or 0, None, lambda before: event_codec.chained(before, key, revision, content))

@@ -63,14 +63,14 @@ def read(tenant: Tenant, flow_id: UUID, row: Row, children: Iterable[tuple[str, 
         kind = None
     name, labels = loose.text("display_name"), loose.texts("labels")
     hold, hold_reason = loose.member("hold", FlowHold), loose.text("hold_reason")
-    created_by, create_time = loose.text("created_by", empty=False), loose.time("create_time")
-    delete_time, origin = loose.time("delete_time", required=False), _origin(loose)
+    created_by, create_time = loose.text("created_by", empty=False), loose.moment("create_time")
+    delete_time, origin = loose.moment("delete_time", required=False), _origin(loose)
     members = _children(kind, hold, children, findings)
     whole = not findings or all(finding.kind is _K.DERIVED_WRONG for finding in findings)
     # Nothing of this keeps the flow from being right: whatever is stored next has all of it anew.
     revision, link = loose.whole("revision", 1), loose.octets("head_hash", HASH_BYTES)
-    updated_by, update_time = loose.text("updated_by", empty=False), loose.time("update_time")
-    end_time, totals = loose.time("end_time", required=False), _totals(loose)
+    updated_by, update_time = loose.text("updated_by", empty=False), loose.moment("update_time")
+    end_time, totals = loose.moment("end_time", required=False), _totals(loose)
     created = None if created_by is None or create_time is None else (created_by, create_time)
     flow = None
     if whole and kind is not None and name is not None and labels is not None and hold is not None and created is not None:
@@ -157,8 +157,8 @@ def _children(kind: str | None, hold: FlowHold | None, rows: Iterable[tuple[str,
 def _child(domain: str, hold: FlowHold | None, row: Row, findings: list[Finding]) -> ChildFlow | None:
     before = len(findings)
     loose, definition = Loose(row, findings, child_type=domain), BUILT_IN[domain]
-    child_flow_id, create_time = loose.uuid("child_flow_id"), loose.time("create_time")
-    update_time = loose.time("update_time")
+    child_flow_id, create_time = loose.uuid("child_flow_id"), loose.moment("create_time")
+    update_time = loose.moment("update_time")
     version = loose.whole("definition_version", 1)
     if version is not None and version != definition.version:
         loose.note(_K.PHASES_UNKNOWN, "definition_version", f"there is no definition {domain} of version {version}")
@@ -207,8 +207,8 @@ def _phase(domain: str, row: Row, findings: list[Finding]) -> Phase | None:
     fraction, message = loose.number("fraction", 0.0, 1.0, default=0.0), loose.text("message", default="")
     retry_count = loose.whole("retry_count", most=2**31 - 1, default=0)
     failure = _failure(loose, row, domain, name, findings)
-    start_time, end_time = loose.time("start_time", required=False), loose.time("end_time", required=False)
-    state_time = loose.time("state_time")
+    start_time, end_time = loose.moment("start_time", required=False), loose.moment("end_time", required=False)
+    state_time = loose.moment("state_time")
     if len(findings) > before or state is None or fraction is None or message is None or retry_count is None:
         return None
     if fraction and state is not _S.IN_PROGRESS:

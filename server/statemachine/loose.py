@@ -73,7 +73,7 @@ class Loose:
             return None
         return float(value)  # type: ignore[arg-type]
 
-    def time(self, name: str, *, required: bool = True) -> datetime | None:
+    def moment(self, name: str, *, required: bool = True) -> datetime | None:
         """A time."""
         value = self._row.get(name)
         if value is None:

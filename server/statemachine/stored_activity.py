@@ -64,7 +64,7 @@ def beyond(stored: StoredActivity, totals: Mapping[ActivityKind, int]) -> list[F
 def _entry(row: Row, findings: list[Finding]) -> ActivityEntry | None:
     before = len(findings)
     loose = Loose(row, findings, prefix=f"{FIELD}.")
-    sequence, time, actor = loose.whole("sequence", 1), loose.time("time"), loose.text("actor")
+    sequence, time, actor = loose.whole("sequence", 1), loose.moment("time"), loose.text("actor")
     number, slot = loose.whole("kind", 1, len(ActivityKind)), loose.whole("slot", 0, KEPT - 1)
     if sequence is not None and slot is not None and slot != (sequence - 1) % KEPT:
         loose.note(FindingKind.FIELD_INVALID, "slot", f"entry {sequence} lies in slot {slot}")
