@@ -34,11 +34,13 @@ from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
 from server.repository.store import Store
+from server.rescue import NoCheckpoints, Rescue
 from server.services.alert_admin import AlertAdmin, alerts_key
 from server.services.boundary import Boundary, Tell
 from server.services.caller import Caller
 from server.services.deadlines import Deadlines
 from server.services.flow_history import FlowHistory
+from server.services.flow_rescue import FlowRescue
 from server.services.flow_service import FlowService, Sources
 from server.services.reads import Reads
 from server.services.reflection import add_reflection
@@ -145,7 +147,8 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         metrics = _metrics(stack, settings, shared, database, commits, watches, alert_admin)
         raise_alert = Alarm(alerts, metrics.count, lambda tenant: wakeups.ring(alerts_key(tenant), 0))
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, _both(tell, metrics))
-        handlers = (boundary.handlers(FLOW_SERVICE, service, flow_history), boundary.handlers(ADMIN_SERVICE, alert_admin))
+        flow_rescue = FlowRescue(Rescue(store, NoCheckpoints(), raise_alert), sources, limits)
+        handlers = (boundary.handlers(FLOW_SERVICE, service, flow_history, flow_rescue), boundary.handlers(ADMIN_SERVICE, alert_admin))
 
         def drain() -> None:
             boundary.drain()

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from server.repository.admin_tables import alerts
 from server.repository.database import Database
-from server.repository.statement import Statement, gate, gated, mine, opened
+from server.repository.statement import Statement, gate, gated, mine, of_tenant, opened
 from server.repository.table_parts import TENANT_KEY, TIME
 from server.statemachine.alert import Alert, AlertKind, AlertSeverity
 from server.statemachine.errors import StoreUnavailable
@@ -38,7 +38,7 @@ _GIVEN: dict[str, Any] = {
     "fingerprint": LargeBinary(),
 }
 _opener = gate()
-_last: Any = select(func.max(_earlier.c.number)).where(opened(_opener), *mine(_earlier)).scalar_subquery()  # type: ignore[arg-type]
+_last: Any = select(func.max(_earlier.c.number)).where(opened(_opener), *mine(_earlier)).scalar_subquery()
 _RAISE = Statement(
     insert(alerts)
     .from_select(
@@ -111,7 +111,7 @@ class Alerts:
     async def put(self, tenant: Tenant, alert: Alert) -> bool:
         """Store the alert; False when the same thing was told before. Raises StoreUnavailable."""
         values = {
-            **_of(tenant),
+            **of_tenant(tenant),
             "alert_id": alert.alert_id,
             "flow_id": alert.flow_id,
             "checkpoint_id": alert.checkpoint_id,
@@ -141,7 +141,7 @@ class Alerts:
     ) -> list[Numbered]:
         """At most ``size`` alerts that match, the newest first, of those before number ``before``."""
         values = {
-            **_of(tenant),
+            **of_tenant(tenant),
             "asked_flow_id": flow_id,
             "asked_kind": None if kind is None else kind.name,
             "asked_severity": None if severity is None else severity.name,
@@ -152,21 +152,17 @@ class Alerts:
 
     async def after(self, tenant: Tenant, number: int, size: int) -> list[Numbered]:
         """At most ``size`` alerts after that number, in the order in which they were committed."""
-        return _numbered(await self._database.read([tenant], _AFTER, {**_of(tenant), "from_number": number, "size": size}))
+        return _numbered(await self._database.read([tenant], _AFTER, {**of_tenant(tenant), "from_number": number, "size": size}))
 
     async def number_of(self, tenant: Tenant, alert_id: UUID) -> int | None:
         """The alert's number; None when the tenant has no such alert."""
-        rows = await self._database.read([tenant], _FIND, {**_of(tenant), "alert_id": alert_id})
+        rows = await self._database.read([tenant], _FIND, {**of_tenant(tenant), "alert_id": alert_id})
         return rows[0][0] if rows else None
 
     async def before(self, tenant: Tenant, since: datetime) -> int:
         """The number after which the alerts that were raised since then begin."""
-        first, last = (await self._database.read([tenant], _SINCE, {**_of(tenant), "since": since}))[0]
+        first, last = (await self._database.read([tenant], _SINCE, {**of_tenant(tenant), "since": since}))[0]
         return int(first - 1 if first is not None else last or 0)
-
-
-def _of(tenant: Tenant) -> dict[str, object]:
-    return {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id}
 
 
 def _numbered(rows: Sequence[Any]) -> list[Numbered]:

@@ -166,6 +166,12 @@ class Commits:
             return results
         raise StoreUnavailable(f"others changed these flows in each of {ATTEMPTS} attempts: retry in a moment")
 
+    def moved(self, key: FlowKey, revision: int) -> None:
+        """The flow was stored at ``revision`` by other means: forget what it was, and tell whoever watches it."""
+        self._heads.drop(key)
+        self._texts.drop(key)
+        self._ring(key, revision)
+
     async def close(self, patience: float) -> None:
         """Take no more commits and wait for those under way, at most ``patience`` seconds."""
         self._closed = True

@@ -17,7 +17,7 @@ from sqlalchemy.sql.expression import ColumnElement
 from server.repository.checkpoint_tables import checkpoints
 from server.repository.database import Database, Transaction
 from server.repository.history_tables import bases, document_versions
-from server.repository.statement import Statement, gate, mine, opened
+from server.repository.statement import Statement, gate, mine, of_tenant, opened
 from server.repository.tables import activity, children, documents, events, flows
 from server.statemachine.loose import Row
 from server.statemachine.value import dataclass
@@ -173,12 +173,11 @@ def row_of(text: str) -> Row:
 
 
 def _of(key: FlowKey) -> dict[str, object]:
-    tenant = key.tenant
-    return {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id, "flow_id": key.flow_id}
+    return {**of_tenant(key.tenant), "flow_id": key.flow_id}
 
 
 def _snapshot(rows: Sequence[Any]) -> Snapshot:
-    texts: dict[str, list[str]] = {table.name: [] for table in WHOLE_TABLES}
+    texts: dict[str, list[str]] = {f"{table.name}": [] for table in WHOLE_TABLES}  # plain texts: SQLAlchemy's names are a kind of their own
     spans: dict[str, Span] = {}
     for name, text in rows:
         if name in texts:

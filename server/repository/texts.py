@@ -32,6 +32,7 @@ class Opener:
         self._findings: list[Finding] = []
         self._present: dict[DocumentPlace, Present] = {}
         self._readable: dict[tuple[DocumentPlace, int], bytes] = {}
+        self._strays: dict[bytes, bytes] = {}
         for row in rows:
             self._open(row)
         self._place: DocumentPlace | None = None
@@ -50,13 +51,16 @@ class Opener:
 
     def opened(self) -> Texts:
         """What could be read."""
-        return Texts(self._present, self._readable, tuple(self._findings))
+        return Texts(self._present, self._readable, self._strays, tuple(self._findings))
 
     def _open(self, row: Row) -> None:
         name, child_type = row.get("name"), row.get("child_type")
         if not (isinstance(name, str) and isinstance(child_type, str) and name in _NAMES and (name == "data") == bool(child_type)):
             why = f"there is a document called {name!r:.100} of child {child_type!r:.100}, which there cannot be"
             self._findings.append(Finding(_K.DOCUMENT_DAMAGED, why, document=str(name)[:100]))
+            stray, _ = _text(row.get("body"))
+            if stray is not None:
+                self._strays[document.sha256(stray)] = stray
             return
         place = DocumentPlace(name, child_type)
         mine: list[Finding] = []

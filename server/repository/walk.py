@@ -18,6 +18,7 @@ from server.repository.doubtful_chain import DoubtfulChain, Link
 from server.repository.remains import Logged, row_of
 from server.repository.texts import HASH_BYTES, MOST_BYTES
 from server.statemachine import activity
+from server.statemachine.derivation import flow_status
 from server.statemachine.document import sha256
 from server.statemachine.event import (
     DocumentChanged,
@@ -36,13 +37,16 @@ from server.statemachine.history import Base, Kept, Unexplained, Version, Versio
 from server.statemachine.integrity import forbidden
 from server.statemachine.loose import Loose, Row, bytes_of
 from server.statemachine.sound import sound
-from server.statemachine.states import FlowHold
+from server.statemachine.states import FlowHold, FlowStatus, PhaseState
 from server.statemachine.value import dataclass
 from server.statemachine.values import ActivityEntry, DocumentPlace, Flow, FlowKey
 
 _K = FindingKind
 # So many of the newest states that are sure are kept: the newest is nearly always good enough.
 CANDIDATES = 20
+# Of those from which a phase went on, so many, if nothing had failed then.
+TURNS = 3
+_BAD = frozenset({FlowStatus.FAILED, FlowStatus.RETRY_PENDING, FlowStatus.ERROR_RECOVERY})
 _ENTRIES = 5000
 _NO_PLACE = DocumentPlace("")
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, zstandard.ZstdError)
@@ -77,12 +81,14 @@ class Walk:
         self._exact = True  # events before format 2 do not tell all of the activity
         self._complete: Versions | None = None  # those that are known to be had
         self._good: deque[Base] = deque(maxlen=CANDIDATES)
+        self._turns: deque[Base] = deque(maxlen=TURNS)
         self._first: Base | None = None
         self._last: Event | None = None
         self._erased = 0
         self._command: Command | None = None
         self._needed: dict[tuple[DocumentPlace, int], Version] = {}
         self._gaps: list[Gap] = []
+        self._noted: list[Gap] = []  # by a recovery
         self._bases: dict[int, Base] = {}
         self._findings: list[Finding] = []
 
@@ -95,16 +101,20 @@ class Walk:
             event = self._event(revision, told[revision]) if revision in told else None
             if revision in known:
                 self._base(revision, known[revision])
-            elif event is not None and event.format == event_codec.FORMAT and event.event is not None and wants_base(event.event):
+            elif event is not None and event.format == event_codec.FORMAT and event.event is not None and _wants_base(event.event):
                 self._history(revision, "the base that belongs to this revision is not there")
             self._by_row(revision)
             self._candidate(revision)
 
     def end(self, link: bytes | None) -> Told:
         """What was told; ``link`` is the last event's hash as the flow's row has it."""
-        if self._hoped and self._chain.proves(link):
+        if self._chain.proves(link) and self._hoped:
             self._sure, self._hoped = True, False
             self._candidate(self._at)
+        if self._hash is None and (link := self._link()) is not None:
+            self._chain.proved[self._at] = link  # some hash it must have, or nothing could follow it
+        for gap in self._noted:
+            self._note(_K.EVENT_MISSING, f"what revision {gap} did was lost; a recovery noted so", gap.first)
         state = self._state()
         present = {} if state is None else state.kept.versions
         for (place, revision), version in self._needed.items():
@@ -117,6 +127,7 @@ class Walk:
             self._sure and state is not None,
             self._exact,
             tuple(reversed(self._good)),
+            tuple(reversed(self._turns)),
             self._first,
             self._last,
             self._command,
@@ -189,8 +200,10 @@ class Walk:
         self._last = event
         self._commanded(event)
         if any(isinstance(fact, EventLost) for fact in event.facts):
-            text = f"what revision {event.revision} did was lost; a recovery noted so"
-            self._findings.append(Finding(_K.EVENT_MISSING, text, revision=event.revision, recovery_only=True))
+            if self._noted and self._noted[-1].last == event.revision - 1:
+                self._noted[-1] = replace(self._noted[-1], last=event.revision)
+            else:
+                self._noted.append(Gap(event.revision, event.revision, None))
             self._forget()
             self._chain.restart(*(() if read.hash is None else (read.hash,)), certain=False)
             return
@@ -232,7 +245,7 @@ class Walk:
 
     def _link(self) -> bytes | None:
         """The hash of the last event: the right one, if it is known, else as it is stored."""
-        return self._chain.proved.get(self._at, self._hash)
+        return self._chain.proved.get(self._at) or self._hash or next(iter(self._chain.links), None)
 
     # ---- states ---------------------------------------------------------------------------------------------------------------------
 
@@ -261,6 +274,7 @@ class Walk:
         """Begin anew with the flow's own row, where nothing else says what the flow was."""
         anchor = self._anchor
         if anchor is not None and anchor.flow.revision == revision and not self._sure and anchor.hash in self._chain.links:
+            self._chain.proves(anchor.hash)
             self._adopt(anchor)
 
     def _adopt(self, base: Base) -> None:
@@ -276,7 +290,10 @@ class Walk:
         if self._complete is not self._versions and all(self._texts.has(version) for version in self._versions.values()):
             self._complete = self._versions
         if self._complete is self._versions:
-            self._good.append(Base(self._flow, Kept((), self._versions), b""))
+            found = Base(self._flow, Kept((), self._versions), b"")
+            if self._good and _states(self._good[-1].flow) != _states(self._flow) and flow_status(self._good[-1].flow) not in _BAD:
+                self._turns.append(self._good[-1])
+            self._good.append(found)
 
     def _state(self) -> Base | None:
         if self._flow is None:
@@ -332,6 +349,14 @@ def _same(told: Base, base: Base, *, exact: bool) -> bool:
         return told == base
     flow = replace(told.flow, totals=base.flow.totals)
     return (flow, told.kept.versions, told.hash) == (base.flow, base.kept.versions, base.hash)
+
+
+def _wants_base(event: Event) -> bool:
+    return wants_base(event) and not any(isinstance(fact, EventLost) for fact in event.facts)
+
+
+def _states(flow: Flow) -> list[PhaseState]:
+    return [phase.state for child in flow.children for phase in child.phases]
 
 
 def _forbidden(fact: PhaseChanged) -> str:

@@ -54,6 +54,7 @@ CODES: Mapping[str, grpc.StatusCode] = MappingProxyType(
         "FLOW_NOT_PAUSED": grpc.StatusCode.FAILED_PRECONDITION,
         "FLOW_NOT_DELETED": grpc.StatusCode.FAILED_PRECONDITION,
         "CHILD_EXISTS": grpc.StatusCode.FAILED_PRECONDITION,
+        "NO_RECOVERY_POINT": grpc.StatusCode.FAILED_PRECONDITION,
         "RETRY_LIMIT_REACHED": grpc.StatusCode.FAILED_PRECONDITION,
         "CONCURRENT_MODIFICATION": grpc.StatusCode.ABORTED,
         "REVISION_COMPACTED": grpc.StatusCode.OUT_OF_RANGE,

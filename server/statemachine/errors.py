@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 from uuid import UUID
@@ -229,6 +229,21 @@ class HistoryDamaged(FlowError):
         super().__init__(
             f"revision {revision} cannot be rebuilt, what is stored of it is damaged: ValidateFlow says what, RecoverFlow what can be done",
             revision=revision,
+        )
+
+
+class NoRecoveryPoint(PreconditionFailed):
+    """Nothing that is stored brings the flow back."""
+
+    reason = "NO_RECOVERY_POINT"
+
+    def __init__(self, lowest: str, failures: Mapping[str, str]) -> None:
+        told = "; ".join(f"{rung}: {why}" for rung, why in failures.items())
+        more = "" if lowest == "RESET" else ", or allow a lower rung than " + lowest
+        super().__init__(
+            f"nothing brings the flow back ({told}): restore it from elsewhere{more}",
+            "flow",
+            **{f"{rung.lower()}_failure": why for rung, why in failures.items()},
         )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import datetime
 from typing import Self
 
 from server.statemachine import stored_activity
+from server.statemachine.document import sha256
 from server.statemachine.event import Event
 from server.statemachine.finding import Finding, FindingKind
 from server.statemachine.history import Base, Version, Versions
@@ -39,15 +40,24 @@ class Texts:
 
     present: Mapping[DocumentPlace, Present] = field(default_factory=dict, hash=False)
     readable: Mapping[tuple[DocumentPlace, int], bytes] = field(default_factory=dict, hash=False)
+    # Texts of rows that there cannot be, by their SHA-256: what is missing may be among them.
+    strays: Mapping[bytes, bytes] = field(default_factory=dict, hash=False)
     findings: tuple[Finding, ...] = ()
     digests: frozenset[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digests", frozenset(self.readable.values()))
+        object.__setattr__(self, "digests", frozenset({*self.readable.values(), *self.strays}))
 
     def has(self, version: Version) -> bool:
         """Whether the text can be had, wherever it lies."""
         return version.sha256 in self.digests
+
+    def source(self, digest: bytes) -> bytes | tuple[DocumentPlace, int] | None:
+        """The text with that SHA-256, or the earlier version that has it; None when it can not be had."""
+        for present in self.present.values():
+            if present.text is not None and sha256(present.text) == digest:
+                return present.text
+        return self.strays.get(digest) or next((place for place, found in self.readable.items() if found == digest), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,8 @@ class Told:
 
     ``state`` is the flow at ``head``, as far as it could be followed, and ``sure`` whether it can be relied on; where it is not, ``last``
     is the last event that could be read, and ``command`` what such events tell of holds and deletion. ``good`` are the newest states
-    that are sure and whose documents can be had, the newest first; ``first`` is the flow as it was created.
+    that are sure and whose documents can be had, the newest first; ``turns`` are such states from which a phase went on, nothing having
+    failed; ``first`` is the flow as it was created.
     """
 
     head: int = 0
@@ -93,6 +104,7 @@ class Told:
     # Whether its activity is: events before format 2 do not tell all of it.
     exact: bool = True
     good: tuple[Base, ...] = ()
+    turns: tuple[Base, ...] = ()
     first: Base | None = None
     last: Event | None = None
     command: Command | None = None
@@ -193,6 +205,23 @@ class Evidence:
         if self.reached:
             for place in sorted(self.texts.present.keys() - self.versions.keys()):
                 yield _of(place, _K.DOCUMENT_HASH, f"{place} is there, and the history does not tell of it")
+
+
+def as_stored(evidence: Evidence, like: Flow) -> Flow:
+    """The flow as it is stored, as far as it can be read; what cannot be is as in ``like``, or not there."""
+    stored = evidence.stored
+    if stored.flow is not None:
+        return stored.flow
+    return replace(
+        like,
+        revision=stored.revision or 0,
+        display_name=stored.name or "",
+        labels=stored.labels or {},
+        hold=like.hold if stored.hold is None else stored.hold,
+        hold_reason=stored.hold_reason or "",
+        children=stored.children,
+        delete_time=stored.delete_time,
+    )
 
 
 def _of(place: DocumentPlace, kind: FindingKind, text: str) -> Finding:

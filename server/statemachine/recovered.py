@@ -12,7 +12,7 @@ from server.statemachine.evidence import Evidence, Gap
 from server.statemachine.flow import Occasion
 from server.statemachine.history import Version, Versions
 from server.statemachine.replacement import content_of, replaced
-from server.statemachine.rungs import LOST_MOST, Plan
+from server.statemachine.rungs import LOST_MOST, Plan, Rung
 from server.statemachine.states import TERMINAL
 from server.statemachine.value import dataclass
 from server.statemachine.values import DocumentPlace, Flow, FlowSummary
@@ -23,7 +23,7 @@ class Recovered:
     """The flow at its new revision. ``lost`` are the gaps of the log that get notes in the place of events, in order.
 
     ``written`` are the documents whose rows are written: those that change at the new revision, and those that are put right at the
-    revision that they are of. ``removed`` have a row and shall have none; of them ``absent`` are known to history.
+    revision that they are of. ``absent`` are those that history knows of and that are no longer there.
     """
 
     flow: Flow
@@ -32,7 +32,6 @@ class Recovered:
     lost: tuple[Gap, ...]
     versions: Versions = field(hash=False)
     written: Versions = field(hash=False)
-    removed: tuple[DocumentPlace, ...]
     absent: tuple[DocumentPlace, ...]
 
     def note(self, revision: int) -> Event:
@@ -46,9 +45,7 @@ def recovered(plan: Plan, evidence: Evidence, last: int, reason: str, quarantine
     assert plan.target is not None
     target, revision = plan.target, last + 1
     versions, written, facts = _documents(target.versions, evidence, revision)
-    known = set(evidence.versions)
-    absent = tuple(sorted(known - versions.keys()))
-    removed = tuple(sorted({*evidence.texts.present, *known} - versions.keys()))
+    absent = tuple(sorted(evidence.versions.keys() - versions.keys()))
     now = max(occasion.now, target.flow.update_time, *(() if evidence.told.last is None else (evidence.told.last.time,)))
     before = _before(plan, evidence)
     change = ReplaceContent(
@@ -67,7 +64,7 @@ def recovered(plan: Plan, evidence: Evidence, last: int, reason: str, quarantine
     said = summary(flow)
     regressed = said.progress < flow_progress(before)
     event = Event(revision, now, occasion.actor, (*changed, *facts), said.status, said.progress, regressed)
-    return Recovered(flow, said, event, _lost(evidence, last), versions, written, removed, absent)
+    return Recovered(flow, said, event, _lost(evidence, last), versions, written, absent)
 
 
 def _documents(wanted: Versions, evidence: Evidence, revision: int) -> tuple[Versions, Versions, list[DocumentChanged]]:
@@ -89,8 +86,8 @@ def _documents(wanted: Versions, evidence: Evidence, revision: int) -> tuple[Ver
 def _before(plan: Plan, evidence: Evidence) -> Flow:
     """What the flow was last known to be: what the event tells as changed is changed from there."""
     assert plan.target is not None
-    state, repaired = evidence.told.state, plan.source_checkpoint_id is None and plan.target.flow.revision >= evidence.told.head
-    if repaired or state is None or state.flow.type != plan.target.flow.type:
+    state = evidence.told.state
+    if plan.rung is Rung.REPAIR or state is None or state.flow.type != plan.target.flow.type:
         return plan.target.flow
     return state.flow
 

@@ -30,7 +30,7 @@ from tests.contract.source_tree import ROOT
 BUF = Path(sys.prefix) / "bin" / "buf"
 BASELINE = "tests/contract/baseline.binpb"
 SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
-READS = ("Get", "List", "BatchGet", "Watch", "Diff")
+READS = ("Get", "List", "BatchGet", "Watch", "Diff", "Validate")
 
 
 def buf(*arguments: object) -> str:
