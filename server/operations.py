@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from server.repository.flows import Record
@@ -9,12 +10,15 @@ from server.repository.plan import Asked
 from server.repository.requests import Answered, Committed, Request
 from server.repository.store import Store
 from server.statemachine.change import ReplaceContent
+from server.statemachine.diff import FlowDiff, Side, difference
 from server.statemachine.errors import ConcurrentModification
 from server.statemachine.flow import Occasion
 from server.statemachine.value import dataclass
 from server.statemachine.values import FlowKey
 
 ATTEMPTS = 10
+# Beyond this documents are compared beside the event loop: comparing costs many times what reading does.
+COMPARED_INLINE_BYTES = 4 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +54,15 @@ async def replace_content(
         else:
             return done if isinstance(done, Answered) else Replaced(before, done)
     raise AssertionError("the last attempt returned or raised")
+
+
+def side(record: Record) -> Side:
+    """The record as one side of a comparison."""
+    return Side(record.head.flow, record.documents)
+
+
+async def compared(before: Side, after: Side) -> FlowDiff:
+    """What makes ``after`` of ``before``, found beside the event loop where there is much to compare."""
+    if before.size + after.size <= COMPARED_INLINE_BYTES:
+        return difference(before, after)
+    return await asyncio.to_thread(difference, before, after)
