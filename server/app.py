@@ -14,31 +14,49 @@ from uuid import UUID
 
 import grpc
 import structlog
-from flowledger.v1 import flow_service_pb2
+from flowledger.v1 import admin_service_pb2, checkpoint_service_pb2, flow_service_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from server.alarm import Alarm
 from server.cache import Heads, Texts
+from server.checkpoints import kek
+from server.checkpoints.archive import Archive
+from server.checkpoints.precaution import Precaution
 from server.embedded import embedded
+from server.metrics import Metrics, exposed, registry_of
 from server.repository import schema
+from server.repository.alerts import Alerts
 from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
+from server.repository.erasure import Erasure
 from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.store import Store
+from server.services.alert_admin import AlertAdmin, alerts_key
 from server.services.boundary import Boundary, Tell
+from server.services.caller import Caller
+from server.services.checkpoint_alarm import CheckpointAlarm
+from server.services.checkpoint_service import CheckpointService
+from server.services.checkpoint_streams import CheckpointStreams
 from server.services.deadlines import Deadlines
 from server.services.flow_service import FlowService, Sources
+from server.services.key_admin import KeyAdmin
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
 from server.statemachine import document
 from server.statemachine.errors import StoreUnavailable
+from server.statemachine.policy import Policy
+from server.statemachine.values import Tenant
 from server.wakeups import LocalWakeups
 
 _log = structlog.get_logger()
 
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
+ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
+CHECKPOINT_SERVICE = checkpoint_service_pb2.DESCRIPTOR.services_by_name["CheckpointService"]
+_DEFAULT_POLICY = Policy()
 HEALTH_SECONDS = 2.0
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and told to go elsewhere.
@@ -86,13 +104,14 @@ class Server:
     address: str
     port: int
     drain: Callable[[], None]
+    raise_alert: Alarm
 
 
 @asynccontextmanager
 async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Server]:
     """A server that takes calls while the block lasts; at its end calls under way are given ``drain_seconds``. ``tell`` hears of each call.
 
-    Raises EmbeddedError, SchemaError, StoreUnavailable, OSError: each says what to do.
+    Raises EmbeddedError, SchemaError, KeyFault, StoreUnavailable, OSError: each says what to do.
     """
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(_database(settings))
@@ -101,28 +120,42 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
         wakeups = LocalWakeups()
         memory = settings.cache_mib * 1024 * 1024
         commits = Commits(database, flows, Heads(memory // 2), Texts(memory // 2), wakeups.ring, settings.commit_lanes)
-        watches = Watches(
-            flows,
-            events,
-            wakeups,
-            now,
-            WatchSettings(
-                settings.watch_poll_seconds, settings.watch_heartbeat_seconds, settings.watch_max_age_seconds, random.SystemRandom().random
-            ),
+        watching = WatchSettings(
+            settings.watch_poll_seconds, settings.watch_heartbeat_seconds, settings.watch_max_age_seconds, random.SystemRandom().random
         )
+        watches = Watches(flows, events, wakeups, now, watching)
+        alerts = Alerts(database)
+        alert_admin = AlertAdmin(alerts, wakeups, now, watching, token_key)
         limits = document.Limits(settings.max_document_bytes)
         store = Store(database, flows, events, History(database), commits)
-        service = FlowService(store, watches, Sources(now, new_id), limits, token_key)
-        boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
+        sources = Sources(now, new_id)
+        archive = await _archive(settings, store)
+        service = FlowService(store, watches, sources, limits, token_key, Precaution(store, archive, _no_policy))
+        metrics = _metrics(database, commits, watches, alert_admin)
+        raise_alert = Alarm(alerts, metrics.count, lambda tenant: wakeups.ring(alerts_key(tenant)))
+        seals = CheckpointAlarm(raise_alert, archive.checkpoints, sources)
+        boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, _both(tell, metrics))
         checks = health.aio.HealthServicer()
 
         server = grpc.aio.server(options=channel_options(settings))
-        server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service),))
+        handlers = (
+            boundary.handlers(FLOW_SERVICE, service),
+            boundary.handlers(
+                CHECKPOINT_SERVICE,
+                CheckpointService(store, archive, seals, sources, limits, token_key),
+                CheckpointStreams(store, archive, seals, sources, limits),
+            ),
+            boundary.handlers(ADMIN_SERVICE, alert_admin, KeyAdmin(store, archive, Erasure(database), sources, limits)),
+        )
+        server.add_generic_rpc_handlers(handlers)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        add_reflection(server, [FLOW_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
+        services = [FLOW_SERVICE.full_name, CHECKPOINT_SERVICE.full_name, ADMIN_SERVICE.full_name]
+        add_reflection(server, [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
+        if settings.metrics_port:
+            stack.enter_context(exposed(registry_of(metrics), settings.metrics_host, settings.metrics_port))
         port = _bound(server, settings)
         await server.start()
-        names = ("", FLOW_SERVICE.full_name)
+        names = ("", *services)
         await _set_health(checks, names, health_pb2.HealthCheckResponse.SERVING)
         watch_health = asyncio.create_task(_watch_health(database, checks, names), name="health")
 
@@ -131,6 +164,7 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
         def drain() -> None:
             boundary.drain()
             watches.drain()
+            alert_admin.drain()
 
         async def stop() -> None:
             ending = loop.time() + settings.drain_seconds
@@ -142,7 +176,27 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
             await commits.close(max(0.0, ending - loop.time()))
 
         stack.push_async_callback(stop)
-        yield Server(f"{settings.host}:{port}", port, drain)
+        yield Server(f"{settings.host}:{port}", port, drain, raise_alert)
+
+
+def _both(one: Tell, other: Tell) -> Tell:
+    """Tells two of each call."""
+
+    def tell(method: str, outcome: str, started: float, caller: Caller | None, flow: str, wrong: str) -> None:
+        one(method, outcome, started, caller, flow, wrong)
+        other(method, outcome, started, caller, flow, wrong)
+
+    return tell
+
+
+def _metrics(database: Database, commits: Commits, watches: Watches, alerts: AlertAdmin) -> Metrics:
+    """What is counted, and where at each scrape the rest is read."""
+    metrics = Metrics()
+    metrics.read("commits", lambda: {(): commits.stored})
+    metrics.read("commit_batches", lambda: {(): commits.batches})
+    metrics.read("pool_connections", lambda: {(state,): count for state, count in database.use().items()})
+    metrics.read("watches_open", lambda: {("flow",): watches.open, ("alerts",): alerts.open})
+    return metrics
 
 
 @asynccontextmanager
@@ -167,6 +221,17 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         database = await stack.enter_async_context(connected(url, pool))
         await schema.check(database)
         yield database
+
+
+def _no_policy(_: Tenant) -> Policy:
+    """What every tenant has that set none."""
+    return _DEFAULT_POLICY
+
+
+async def _archive(settings: Settings, store: Store) -> Archive:
+    """The checkpoints, once it is certain that the keys of this server are the database's."""
+    given = None if settings.keys is None else settings.keys.get_secret_value()
+    return Archive.of(store, await kek.provided(store.database, given, settings.key_path), now, new_id, time.monotonic)
 
 
 def _bound(server: grpc.aio.Server, settings: Settings) -> int:

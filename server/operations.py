@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from server.repository.flows import Record
 from server.repository.plan import Asked
@@ -36,15 +36,19 @@ async def replace_content(
     expected: int,
     prepared: Callable[[Record], ReplaceContent],
     remembered: Callable[[Record], Request | None] = lambda _: None,
+    secured: Callable[[Record], Awaitable[None]] | None = None,
 ) -> Replaced | Answered:
     """The flow with another content, which ``prepared`` makes of what it is; ``expected`` 0 means whatever revision is current.
 
-    ``remembered`` is the request whose answer is kept. What is prepared holds for one revision only, so it is prepared anew when others
-    were first. Raises what ``prepared``, the rules and the commit raise.
+    ``secured`` comes first, and may keep what is about to be replaced; ``remembered`` is the request whose answer is kept. What is
+    prepared holds for one revision only, so all of it is done anew when others were first. Raises what these, the rules and the commit
+    raise.
     """
     for attempt in range(ATTEMPTS):
         before = (await store.flows.records(key.tenant, [key.flow_id]))[0]
         revision = before.head.flow.revision
+        if secured is not None:
+            await secured(before)
         asked = Asked(key.tenant, key.flow_id, (prepared(before),), occasion, expected or revision, remembered(before))
         try:
             done = await store.commits.commit(asked)

@@ -189,6 +189,7 @@ CREATE TABLE alerts (
     alert_id UUID NOT NULL,
     flow_id UUID,
     checkpoint_id UUID,
+    number BIGINT NOT NULL,
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
     kind TEXT NOT NULL,
     severity TEXT NOT NULL,
@@ -199,10 +200,13 @@ CREATE TABLE alerts (
     CONSTRAINT alerts_pkey PRIMARY KEY (client_account_id, engagement_id, alert_id),
     CONSTRAINT alerts_kind_check CHECK (kind IN ('CHECKPOINT_UNREADABLE', 'RECOVERY_FAILED', 'FLOW_RECOVERED', 'FLOW_STUCK', 'RETRY_STORM', 'AUDIT_BROKEN')),
     CONSTRAINT alerts_severity_check CHECK (severity IN ('WARNING', 'CRITICAL')),
+    CONSTRAINT alerts_number_check CHECK (number >= 1),
     CONSTRAINT alerts_fingerprint_check CHECK (octet_length(fingerprint) = 32)
 );
 
 CREATE UNIQUE INDEX alerts_fingerprint_idx ON alerts (client_account_id, engagement_id, fingerprint);
+
+CREATE UNIQUE INDEX alerts_number_idx ON alerts (client_account_id, engagement_id, number);
 
 CREATE TABLE erasures (
     client_account_id UUID NOT NULL,

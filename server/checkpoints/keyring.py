@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from server import vault
 from server.checkpoints import places
@@ -57,6 +57,9 @@ class _Memory(Generic[_Kept]):
     def drop(self, name: object) -> None:
         self._found.pop(name, None)
 
+    def names(self) -> list[Any]:
+        return list(self._found)
+
 
 class Keyring:
     """Makes, unwraps and remembers data keys.
@@ -75,7 +78,7 @@ class Keyring:
         found = self._sealing.get(tenant)
         if found is None:
             rows = await self._keys.all(tenant)
-            if len(rows) < 2:  # the identity key and one that seals
+            if len(rows) < 2 or rows[0].version != IDENTITY:  # the identity key, and one that seals
                 made = [await self._made(tenant, version) for version in (IDENTITY, IDENTITY + 1)]
                 await self._keys.add(tenant, made, self._now())
                 rows = await self._keys.all(tenant)  # of two that make them at once, one is there
@@ -86,6 +89,13 @@ class Keyring:
     def forget(self, tenant: Tenant) -> None:
         """Look at the tenant's keys again before anything is sealed."""
         self._sealing.drop(tenant)
+
+    def erase(self, tenant: Tenant) -> None:
+        """Keep no key of the tenant in memory. Another process may, for a while; it can neither open nor seal anything with it."""
+        self.forget(tenant)
+        for name in self._unwrapped.names():
+            if name[0] == tenant:
+                self._unwrapped.drop(name)
 
     async def opened(self, tenant: Tenant, row: KeyRow) -> bytes:
         """The data key in the row. Raises KeyUnavailable when its key-encryption key is not here, Unopened when the row is damaged."""

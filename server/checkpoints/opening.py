@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import field
 from functools import partial
 from hashlib import sha256
@@ -64,7 +64,7 @@ class Opening:
         documents = {DocumentPlace(part.name, part.child_type): text for part, text in zip(parts, texts, strict=True)}
         return Copy(await self._flow(opened), documents)
 
-    async def snapshot(self, opened: Opened, offset: int) -> AsyncIterator[bytes]:
+    async def snapshot(self, opened: Opened, offset: int) -> AsyncGenerator[bytes, None]:
         """The snapshot's text from ``offset`` on, in pieces of at most a chunk.
 
         From its beginning on, the last piece comes only once the whole is known to be what was sealed.
@@ -73,12 +73,12 @@ class Opening:
         async for text in _checked(opened.checkpoint, self._pieces(opened, offset), None if offset else header.snapshot_sha256):
             yield text
 
-    async def part(self, opened: Opened, part: Part, offset: int) -> AsyncIterator[bytes]:
+    async def part(self, opened: Opened, part: Part, offset: int) -> AsyncGenerator[bytes, None]:
         """The part's text from ``offset`` on, as ``snapshot``."""
         async for text in _checked(opened.checkpoint, self._chunks(opened, part, offset), None if offset else part.sha256):
             yield text
 
-    async def _pieces(self, opened: Opened, offset: int) -> AsyncIterator[bytes]:
+    async def _pieces(self, opened: Opened, offset: int) -> AsyncGenerator[bytes, None]:
         for piece in snapshot.layout(opened.header.parts):
             size = len(piece) if isinstance(piece, bytes) else piece.size
             if offset >= size:
@@ -91,7 +91,7 @@ class Opening:
                     yield text
             offset = 0
 
-    async def _chunks(self, opened: Opened, part: Part, offset: int) -> AsyncIterator[bytes]:
+    async def _chunks(self, opened: Opened, part: Part, offset: int) -> AsyncGenerator[bytes, None]:
         start, skipped = divmod(offset, CHUNK_BYTES)
         async for text in self._outflow.chunks(opened.tenant, opened.checkpoint, part, start):
             yield text[skipped:]
@@ -174,7 +174,7 @@ class Opening:
         await self._flow(opened)
 
 
-async def _checked(checkpoint: Checkpoint, texts: AsyncIterator[bytes], expected: bytes | None) -> AsyncIterator[bytes]:
+async def _checked(checkpoint: Checkpoint, texts: AsyncIterator[bytes], expected: bytes | None) -> AsyncGenerator[bytes, None]:
     """The texts, the last one once all of them together have the expected hash."""
     digest, held = sha256(), b""
     async for text in texts:

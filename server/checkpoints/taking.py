@@ -17,7 +17,7 @@ from server.repository.contents import Contents
 from server.repository.flows import Record
 from server.repository.requests import Answered, Reply, answered
 from server.repository.store import Store
-from server.statemachine.checkpoint import EXPIRY, PAYLOAD, Checkpoint, CheckpointKind, Part
+from server.statemachine.checkpoint import EXPIRY, PAYLOAD, Checkpoint, CheckpointKind, Expiry, Part, expiry_time
 from server.statemachine.derivation import summary
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.value import dataclass
@@ -33,7 +33,7 @@ class Wanted:
     reason: str = ""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     pinned: bool = False
-    expire_time: datetime | None = None
+    expires: Expiry = None
 
 
 def _no_reply(_: Checkpoint) -> Reply | None:
@@ -137,7 +137,6 @@ class Taking:
         if draft.payload is not None and draft.payload.sha256 not in draft.ids and not await self._complete(draft, draft.payload, digests):
             return None
         parts, now = draft.parts, self._now()
-        lifetime = EXPIRY.get(wanted.kind)
         said = summary(flow)
         checkpoint = Checkpoint(
             self._new_id(),
@@ -148,7 +147,7 @@ class Taking:
             said.progress,
             now,
             wanted.actor,
-            wanted.expire_time or (None if lifetime is None else now + lifetime),
+            expiry_time(wanted.expires or EXPIRY.get(wanted.kind), now),
             wanted.pinned,
             wanted.labels,
             wanted.reason,

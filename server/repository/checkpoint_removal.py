@@ -15,7 +15,7 @@ from sqlalchemy import UUID as UUIDType
 from server.repository.checkpoint_statements import LIMIT, Narrowed, conditions
 from server.repository.checkpoint_tables import checkpoint_parts, checkpoints, sealed_contents
 from server.repository.database import Database
-from server.repository.requests import Reply, put_reply, reply_values
+from server.repository.requests import NO_FLOW, Reply, put_reply, reply_values
 from server.repository.statement import Statement, gate, gated, mine, of_tenant, opened
 from server.statemachine.value import dataclass
 from server.statemachine.values import Tenant
@@ -42,14 +42,15 @@ def _prunable(given: tuple[bool, ...]) -> Statement:
     return Statement(query.order_by(found.c.checkpoint_id).limit(LIMIT))
 
 
-_LOCK = Statement(
-    gated(
-        select(checkpoints.c.checkpoint_id)
-        .where(*mine(checkpoints), checkpoints.c.checkpoint_id == func.any(_IDS), ~checkpoints.c.pinned)
-        .order_by(checkpoints.c.checkpoint_id)
-        .with_for_update()
+@cache
+def _lock(given: tuple[bool, ...]) -> Statement:
+    """Those that are still meant and not pinned: their owner may have kept one at the last moment."""
+    query = select(checkpoints.c.checkpoint_id).where(
+        *conditions(given), checkpoints.c.checkpoint_id == func.any(_IDS), ~checkpoints.c.pinned
     )
-)
+    return Statement(gated(query.order_by(checkpoints.c.checkpoint_id).with_for_update()))
+
+
 _theirs = select(checkpoint_parts.c.content_id).where(*mine(checkpoint_parts), checkpoint_parts.c.checkpoint_id == func.any(_IDS))
 _elsewhere = checkpoint_parts.alias("elsewhere")
 _others = exists().where(
@@ -96,19 +97,25 @@ class Removal:
         return _released(await self._database.read([tenant], _RELEASE, {**of_tenant(tenant), "checkpoint_ids": checkpoint_ids}))
 
     async def delete(
-        self, tenant: Tenant, checkpoint_ids: Sequence[UUID], now: datetime, reply: Callable[[int, Release], Reply | None], flow_id: UUID
+        self,
+        tenant: Tenant,
+        checkpoint_ids: Sequence[UUID],
+        narrowed: Narrowed,
+        now: datetime,
+        reply: Callable[[int, Release], Reply | None],
     ) -> tuple[int, Release] | None:
-        """Remove those of the checkpoints that are there and not pinned, with the reply: how many they were, and what is free now.
+        """Remove those of the checkpoints that are still meant and not pinned, with the reply: how many they were, and what is free now.
 
         None when the request was answered. The contents are left to ``Contents.remove``.
         """
         try:
             async with self._database.begin([tenant]) as transaction:
-                locked = await transaction.rows(_LOCK, {**of_tenant(tenant), "checkpoint_ids": checkpoint_ids})
-                values = {**of_tenant(tenant), "checkpoint_ids": [row[0] for row in locked]}
+                asked = {**narrowed.values(tenant), "checkpoint_ids": checkpoint_ids}
+                locked = [row[0] for row in await transaction.rows(_lock(narrowed.given), asked)]
+                values = {**of_tenant(tenant), "checkpoint_ids": locked}
                 released = _released(await transaction.rows(_RELEASE, values))
                 told = reply(len(locked), released)
-                await transaction.rows(_delete(told is not None), {**values, **reply_values(told, flow_id, now)})
+                await transaction.rows(_delete(told is not None), {**values, **reply_values(told, narrowed.flow_id or NO_FLOW, now)})
                 return len(locked), released
         except asyncpg.UniqueViolationError:
             return None

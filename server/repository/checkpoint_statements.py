@@ -62,7 +62,8 @@ def store(replied: bool) -> Statement:
     """Everything in one statement, and so wholly or not at all; nothing at all unless key and flow are still what they were."""
     opener = gate()
     key, owner = held(opener), [bindparam(name, type_=UUIDType()) for name in TENANT_KEY]
-    home = exists().where(*mine(flows), flows.c.flow_id == _FLOW, flows.c.create_time == bindparam("flow_create_time", type_=TIME))
+    made = bindparam("flow_create_time", type_=TIME)
+    home = exists().where(opened(opener), *mine(flows), flows.c.flow_id == _FLOW, flows.c.create_time == made)
     plain = [name for name in TOLD if name not in ("key_version", "labels")]
     columns = [bindparam(name, type_=checkpoints.c[name].type) for name in plain]
     row = select(*owner, *columns, labels_given("labels"), bindparam("header", type_=LargeBinary), key.c.version)

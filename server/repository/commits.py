@@ -67,6 +67,8 @@ class Commits:
         self._open = 0  # callers that wait for their commit
         self._crowd = 1.0
         self._closed = False
+        # How many commits were stored, and how many statements carried them.
+        self.stored = self.batches = 0
 
     async def commit(self, asked: Asked) -> Committed | Answered:
         """The flow once the changes are on disk, or the answer that the same request was given before.
@@ -156,10 +158,18 @@ class Commits:
                 for one in asked:
                     self._heads.drop(one.key)
                     self._texts.drop(one.key)
+            self.stored, self.batches = self.stored + len(results), self.batches + 1
             for one in asked:
                 self._ring(one.key)
             return results
         raise StoreUnavailable(f"others changed these flows in each of {ATTEMPTS} attempts: retry in a moment")
+
+    def forget(self, keys: Iterable[FlowKey]) -> None:
+        """Keep nothing in memory of flows that were erased."""
+        for key in keys:
+            self._heads.drop(key)
+            self._texts.drop(key)
+            self._ring(key)
 
     async def close(self, patience: float) -> None:
         """Take no more commits and wait for those under way, at most ``patience`` seconds."""
@@ -360,6 +370,7 @@ class Commits:
 
     async def _settle(self, plans: Mapping[FlowKey, Plan], stored: Stored) -> None:
         """Tell everybody what became of it. Who is told nothing is tried again."""
+        self.batches += 1
         for key, plan in plans.items():
             if key in stored.moved:
                 self._arrived(key, plan)
@@ -380,7 +391,9 @@ class Commits:
             return
         for key, plan in plans.items():
             self._heads.drop(key)
-            if not isinstance(error, asyncpg.UniqueViolationError):  # that is a twin elsewhere: the next attempt finds its answer
+            if plan.head is None and getattr(error, "constraint_name", None) == "events_pkey":  # of a flow that was erased, hashes are left
+                await self._refuse([(waiting, FlowExists(key.flow_id)) for waiting in plan.carried])
+            elif not isinstance(error, asyncpg.UniqueViolationError):  # that is a twin elsewhere: the next attempt finds its answer
                 for waiting in plan.carried:
                     waiting.fail(error)
 
@@ -392,6 +405,7 @@ class Commits:
                 self._texts.put(key, place, step.outcome.event.revision, text)
         for waiting, step in zip(plan.carried, plan.steps, strict=True):
             waiting.succeed(step.committed)
+        self.stored += len(plan.steps)
         self._ring(key)
 
     async def _answer(self, plan: Plan) -> None:

@@ -161,6 +161,11 @@ class Database:
         """Whether the pool is too small for lines to keep their connections while they have nothing to send."""
         return self._pool.get_max_size() < len(self._lines) + 2
 
+    def use(self) -> dict[str, int]:
+        """How many connections are in use and idle, and how many there may be at most."""
+        idle = self._pool.get_idle_size()
+        return {"in_use": self._pool.get_size() - idle, "idle": idle, "most": self._pool.get_max_size()}
+
     async def lend(self) -> PoolConnection:
         """A free connection. Raises TimeoutError when none comes free in time."""
         return await self._pool.acquire(timeout=self._patience)

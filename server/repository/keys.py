@@ -57,7 +57,7 @@ def held(opener: CTE) -> CTE:
         *mine(tenant_keys),
         tenant_keys.c.version == version,
         tenant_keys.c.wrapped == bindparam("sealed_wrapped", type_=LargeBinary),
-        ~exists().where(*mine(newer), newer.c.version > version),
+        ~exists().where(opened(opener), *mine(newer), newer.c.version > version),
     )
     return found.with_for_update(read=True, key_share=True, of=tenant_keys).cte("held")
 
@@ -98,15 +98,14 @@ _EXCHANGE = Statement(
     )
     .returning(tenant_keys.c.version)
 )
-_newest = select(func.max(tenant_keys.c.version)).where(*mine(tenant_keys)).scalar_subquery()
+_old_opener = gate()
+_newest = select(func.max(tenant_keys.c.version)).where(opened(_old_opener), *mine(tenant_keys)).scalar_subquery()
 # Locked first and looked at again after that: what was sealed meanwhile is seen, and nothing more can be sealed.
 _OLD = Statement(
-    gated(
-        select(tenant_keys.c.version)
-        .where(*mine(tenant_keys), tenant_keys.c.version > IDENTITY, tenant_keys.c.version < _newest)
-        .order_by(tenant_keys.c.version)
-        .with_for_update()
-    )
+    select(tenant_keys.c.version)
+    .where(opened(_old_opener), *mine(tenant_keys), tenant_keys.c.version > IDENTITY, tenant_keys.c.version < _newest)
+    .order_by(tenant_keys.c.version)
+    .with_for_update()
 )
 _destroy_opener = gate()
 _DESTROY = Statement(

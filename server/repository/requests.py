@@ -106,3 +106,8 @@ async def answered(database: Database, tenant: Tenant, request: Request | Reply)
     if payload_hash != request.payload_hash:
         raise RequestIdReused(request.request_id)
     return Answered(answer)
+
+
+async def requested(database: Database, tenant: Tenant, request_id: UUID) -> bool:
+    """Whether a request with this id was answered before, whatever it asked."""
+    return bool(await database.read([tenant], _FIND, {**of_tenant(tenant), "request_id": request_id}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from flowledger.v1 import flow_service_pb2 as pb
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
+from server.checkpoints.precaution import Precaution
 from server.repository import filter as filters
 from server.repository.flows import DeletedFlows, Record
 from server.repository.plan import Asked, Birth
@@ -26,6 +26,7 @@ from server.services import convert, page_token
 from server.services.caller import Caller
 from server.services.fields import NAME_LENGTH, Fields
 from server.services.progress_stream import ProgressStream
+from server.services.replies import payload_hash
 from server.services.watch import Watches
 from server.statemachine import change as ask
 from server.statemachine import document
@@ -60,9 +61,12 @@ class Sources:
 class FlowService:
     """Keeps the state of flows."""
 
-    def __init__(self, store: Store, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes) -> None:
+    def __init__(
+        self, store: Store, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes, precaution: Precaution
+    ) -> None:
+        """``precaution`` takes checkpoints before commits that want one."""
         self._flows, self._events, self._history, self._commits = store.flows, store.events, store.history, store.commits
-        self._watches = watches
+        self._watches, self._precaution = watches, precaution
         self._sources, self._limits, self._token_key = sources, limits, token_key
 
     # ---- making and changing --------------------------------------------------------------------------------------------------------
@@ -164,7 +168,7 @@ class FlowService:
 
         if request.validate_only:
             return answer(await self._commits.rehearse_together(commits))
-        found = await self._commits.commit_together(commits, _remembered(request, answer))
+        found = await self._precaution.commit_together(commits, _remembered(request, answer))
         return found.answer if isinstance(found, Answered) else answer(found)
 
     async def StreamProgress(self, requests: AsyncIterator[pb.StreamProgressRequest], caller: Caller) -> pb.StreamProgressResponse:
@@ -347,7 +351,7 @@ class FlowService:
             return answer([await self._commits.rehearse(asked)])
         if request.request_id:
             asked = replace(asked, request=_remembered(request, answer))
-        found = await self._commits.commit(asked)
+        found = await self._precaution.commit(asked)
         return found.answer if isinstance(found, Answered) else answer([found])
 
     async def _past(
@@ -410,11 +414,10 @@ def _basic(response: type[_Response]) -> Callable[[Sequence[Committed]], _Respon
 
 
 def _remembered(request: Any, answer: Callable[[Sequence[Committed]], Message]) -> Request | None:
-    """The request as it is remembered. The id is part of the hashed payload, and the RPC's name too: an id belongs to one request."""
+    """The request as it is remembered."""
     if not request.request_id:
         return None
-    payload = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
-    return Request(UUID(request.request_id), hashlib.sha256(payload).digest(), lambda results: answer(results).SerializeToString())
+    return Request(UUID(request.request_id), payload_hash(request), lambda results: answer(results).SerializeToString())
 
 
 def _limited(field: str, limit: int, actual: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from datetime import datetime, timedelta
 from enum import Enum, unique
@@ -97,28 +97,42 @@ EXPIRY: Mapping[CheckpointKind, timedelta] = MappingProxyType(
     {CheckpointKind.PRE_ROLLBACK: timedelta(days=30), CheckpointKind.PRE_RECOVERY: timedelta(days=30)}
 )
 
-_MOVES = (TransitionPhase, RetryPhase, RollbackPhase)
+# When a checkpoint expires, or how long after it was taken; None for never.
+Expiry = datetime | timedelta | None
 
 
-def may_want_copy(policy: Policy, changes: tuple[Change, ...]) -> bool:
+def expiry_time(expires: Expiry, now: datetime) -> datetime | None:
+    """The time at which what is taken now expires."""
+    return now + expires if isinstance(expires, timedelta) else expires
+
+
+# A failure's code decides between these two, whichever of them was asked for.
+_FAILING = frozenset({PhaseState.FAILED, PhaseState.RETRY_NEEDED})
+# Sending a completed phase back takes its dependants along to ROLLED_BACK.
+_TAKING_BACK = frozenset({PhaseState.ROLLED_BACK, PhaseState.RETRY_NEEDED})
+
+
+def may_want_copy(policy: Policy, changes: Iterable[Change]) -> bool:
     """Whether the changes may be ones that a checkpoint is taken before; ``wanted_copy`` knows once they are applied."""
     listed = policy.checkpoint_before
     for change in changes:
         kind = type(change)
-        if kind is RollbackPhase or (kind in _MOVES and listed):
-            return True
-        # Sending a completed phase back takes its dependants along to ROLLED_BACK.
-        if kind is TransitionPhase and change.to in _TAKING_BACK:  # type: ignore[union-attr]
+        if kind is TransitionPhase:
+            to = change.to  # type: ignore[union-attr]
+            if to in _TAKING_BACK or (listed and (to in listed or (to in _FAILING and not listed.isdisjoint(_FAILING)))):
+                return True
+        elif kind is RollbackPhase or (kind is RetryPhase and PhaseState.IN_PROGRESS in listed):
             return True
     return False
 
 
-_TAKING_BACK = frozenset({PhaseState.ROLLED_BACK, PhaseState.RETRY_NEEDED})
-
-
-def wanted_copy(policy: Policy, event: Event) -> CheckpointKind | None:
-    """Which checkpoint is taken before what the event tells of."""
-    reached = {fact.after.state for fact in event.facts if isinstance(fact, PhaseChanged) and fact.before.state is not fact.after.state}
-    if PhaseState.ROLLED_BACK in reached:
-        return CheckpointKind.PRE_ROLLBACK
-    return CheckpointKind.AUTO if reached & policy.checkpoint_before else None
+def wanted_copy(policy: Policy, event: Event) -> tuple[CheckpointKind, PhaseChanged] | None:
+    """Which checkpoint is taken before what the event tells of, and for which phase; None for none."""
+    moved = [fact for fact in event.facts if isinstance(fact, PhaseChanged) and fact.before.state is not fact.after.state]
+    for fact in moved:
+        if fact.after.state is PhaseState.ROLLED_BACK:
+            return CheckpointKind.PRE_ROLLBACK, fact
+    for fact in moved:
+        if fact.after.state in policy.checkpoint_before:
+            return CheckpointKind.AUTO, fact
+    return None

@@ -13,11 +13,11 @@ async def test_a_checkpoint_opens_as_what_was_copied(here: Bench, elsewhere: Ben
     taken = await here.take(key)
     assert (taken.flow_id, taken.revision, taken.kind, taken.key_version) == (key.flow_id, 3, CheckpointKind.MANUAL, 1)
     for where in (here, elsewhere):
-        opened = await where.opening.header(key.tenant, taken.checkpoint_id)
-        copy = await where.opening.copy(opened)
+        opened = await where.archive.opening.header(key.tenant, taken.checkpoint_id)
+        copy = await where.archive.opening.copy(opened)
         assert copy.flow == record.head.flow
         assert copy.content == content_of(record.head.flow, record.documents)
-    newest = await elsewhere.opening.newest_readable(key)
+    newest = await elsewhere.archive.opening.newest_readable(key)
     assert newest is not None
     assert newest[0] == taken
-    assert await elsewhere.opening.unreadable(key) == []
+    assert await elsewhere.archive.opening.unreadable(key) == []

@@ -80,6 +80,7 @@ CASES: dict[str, list[Change]] = {
     "checkpoints_kind_check": [{"kind": "MANUALLY"}, {"kind": ""}],
     "checkpoints_status_check": [{"status": "DONE"}],
     "policies_limits_check": [{"keep_revisions": -1}, {"keep_seconds": -0.5}, {"auto_seconds": 0.0}],
+    "alerts_number_check": [{"number": 0}],
     "alerts_kind_check": [{"kind": "FIRE"}],
     "alerts_severity_check": [{"severity": "INFO"}],
     "alerts_fingerprint_check": [{"fingerprint": SHORT}],
@@ -147,7 +148,10 @@ async def test_every_reference_refuses_a_row_without_its_flow(connection: asyncp
             await rows.put(connection, table, rows.row(table, rows.tenant(), uuid4()))
         refused.add(str(caught.value.constraint_name))
     # Rows of checkpoint_parts and sealed_chunks lack both that they refer to; PostgreSQL tells of the first.
-    pairs = ({"checkpoint_parts_content_fkey", "checkpoint_parts_checkpoint_fkey"}, {"sealed_chunks_content_fkey", "sealed_chunks_key_fkey"})
+    pairs = (
+        {"checkpoint_parts_content_fkey", "checkpoint_parts_checkpoint_fkey"},
+        {"sealed_chunks_content_fkey", "sealed_chunks_key_fkey"},
+    )
     assert [len(pair & refused) for pair in pairs] == [1, 1]
     assert set(found) - refused <= set().union(*pairs)
     assert {found[name] for name in refused} == set(found.values())

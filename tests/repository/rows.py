@@ -123,6 +123,7 @@ def row(table: str, owner: Tenant, flow_id: UUID) -> dict[str, object]:
             "alert_id": flow_id,
             "flow_id": None,
             "checkpoint_id": None,
+            "number": 1,
             "create_time": TIME,
             "kind": "FLOW_STUCK",
             "severity": "WARNING",
