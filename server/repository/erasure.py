@@ -29,10 +29,10 @@ from sqlalchemy import UUID as UUIDType
 from server.repository.admin_tables import erasures
 from server.repository.checkpoint_tables import checkpoints, tenant_keys
 from server.repository.database import COLLISIONS, Database, Transaction
-from server.repository.requests import NO_FLOW, Reply, put_reply, reply_values
+from server.repository.requests import Reply, put_reply, reply_values
 from server.repository.statement import Statement, gate, gated, mine, of_tenant, opened, same_flow
 from server.repository.table_parts import TENANT_KEY, metadata
-from server.repository.tables import TENANT_TABLES, documents, events, flows
+from server.repository.tables import TENANT_TABLES, documents, events, flows, requests
 from server.statemachine.erasure import Erased, Receipt, digest
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import FlowKey, Tenant
@@ -78,6 +78,8 @@ def _deletion(table: Table) -> Statement:
         theirs = [table.c.flow_id == func.any(_IDS)]
     elif "flow_id" in table.c:
         theirs = [_gone(table)]
+    if table is requests:  # what asked for an erasure is known for ever: repeated, it must not erase what has come since
+        theirs.append(~exists().where(*mine(erasures), erasures.c.receipt_id == requests.c.flow_id))
     opener = gate()
     done = delete(table).where(opened(opener), *mine(table), *theirs).returning(literal_column("1").label("one")).cte("done")
     return Statement(select(func.count()).select_from(done))
@@ -123,6 +125,10 @@ _DELETIONS = {table.name: _deletion(table) for table in _ORDERED}
 _COUNTS = {table.name: _number_of(table) for table in (documents, checkpoints)}
 _COUNT_EVENTS = _number_of(events, events.c.content_sha256.is_(None))
 
+_ANSWERED = Statement(
+    gated(select(requests.c.request_id).where(*mine(requests), requests.c.request_id == bindparam("request_id", type_=UUIDType())))
+)
+
 _RECEIPT = ("receipt_id", "create_time", "flows", "events", "documents", "checkpoints", "keys", "actor", "reason", "digest", "kek_ids")
 
 
@@ -155,16 +161,20 @@ class Erasure:
         return _erased(keys, heads, (await read([tenant], _COUNT_EVENTS, mine))[0][0], counts)
 
     async def erase(
-        self, tenant: Tenant, receipt: Callable[[Erased], Receipt], reply: Callable[[Receipt], Reply | None]
+        self,
+        tenant: Tenant,
+        asking: Reply | None,
+        receipt: Callable[[Erased], Receipt],
+        reply: Callable[[Receipt], Reply | None],
     ) -> tuple[Receipt, list[FlowKey]] | None:
-        """Erase everything of the tenant: the receipt, and the flows that are gone. None when the request was answered before.
+        """Erase everything of the tenant: the receipt, and the flows that are gone. None when the request ``asking`` was answered before.
 
         Raises StoreUnavailable.
         """
         for _ in range(ATTEMPTS):
             try:
                 async with self._database.begin([tenant], SECONDS) as transaction:
-                    return await _erase(transaction, tenant, receipt, reply)
+                    return await _erase(transaction, tenant, asking, receipt, reply)
             except asyncpg.UniqueViolationError:
                 return None
             except (asyncpg.ForeignKeyViolationError, *COLLISIONS):
@@ -173,12 +183,18 @@ class Erasure:
 
 
 async def _erase(
-    transaction: Transaction, tenant: Tenant, receipt: Callable[[Erased], Receipt], reply: Callable[[Receipt], Reply | None]
-) -> tuple[Receipt, list[FlowKey]]:
+    transaction: Transaction,
+    tenant: Tenant,
+    asking: Reply | None,
+    receipt: Callable[[Erased], Receipt],
+    reply: Callable[[Receipt], Reply | None],
+) -> tuple[Receipt, list[FlowKey]] | None:
     mine = of_tenant(tenant)
     keys = await transaction.rows(_LOCK_KEYS, mine)
     heads = await transaction.rows(_LOCK_FLOWS, mine)
     flow_ids = [row[0] for row in heads]
+    if asking is not None and await transaction.rows(_ANSWERED, {**mine, "request_id": asking.request_id}):
+        return None
     counts = {name: (await transaction.rows(statement, {**mine, "flow_ids": flow_ids}))[0][0] for name, statement in _DELETIONS.items()}
     emptied = (await transaction.rows(_EMPTY_EVENTS, mine))[0][0]
     made = receipt(_erased(keys, heads, emptied, counts))
@@ -196,7 +212,7 @@ async def _erase(
         "digest": erased.digest,
         "kek_ids": list(erased.kek_ids),
     }
-    await transaction.rows(_receipt(told is not None), {**mine, **values, **reply_values(told, NO_FLOW, made.time)})
+    await transaction.rows(_receipt(told is not None), {**mine, **values, **reply_values(told, made.receipt_id, made.time)})
     return made, [FlowKey(tenant, flow_id) for flow_id in flow_ids]
 
 

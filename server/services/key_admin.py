@@ -68,7 +68,7 @@ class KeyAdmin:
         def reply(made: Receipt) -> Reply | None:
             return reply_of(request, _response(made))
 
-        done = await self._erasure.erase(tenant, receipt, reply)
+        done = await self._erasure.erase(tenant, reply_of(request), receipt, reply)
         self._archive.keyring.erase(tenant)
         if done is None:
             found = await first_answer(self._store.database, tenant, request)

@@ -66,7 +66,7 @@ async def exercise(store: Store, tenant: Tenant) -> None:
     erasure = Erasure(store.database)
     await erasure.count(tenant)
     for told in (None, reply()):
-        await erasure.erase(tenant, receipt, lambda _, told=told: told)  # type: ignore[misc]
+        await erasure.erase(tenant, told, receipt, lambda _, told=told: told)  # type: ignore[misc]
 
 
 def receipt(erased: Erased) -> Receipt:

@@ -190,7 +190,7 @@ async def erasure_count(bench: Bench, owned: Owned, asker: Tenant) -> None:
 
 
 async def erasure_erase(bench: Bench, owned: Owned, asker: Tenant) -> None:
-    done = await Erasure(bench.store.database).erase(asker, receipt, lambda _: owned.reply)
+    done = await Erasure(bench.store.database).erase(asker, owned.reply, receipt, lambda _: owned.reply)
     assert done is not None
     assert (done[0].erased.flows, done[0].erased.events, done[0].erased.keys, done[1]) == (0, 0, 0, [])
 
