@@ -16,12 +16,16 @@ from uuid import UUID
 
 import grpc
 import structlog
-from flowledger.v1 import admin_service_pb2, flow_service_pb2
+from flowledger.v1 import admin_service_pb2, checkpoint_service_pb2, flow_service_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.alarm import Alarm
 from server.breaker import Breaker
 from server.cache import Heads, Texts, Views
+from server.checkpoints import kek
+from server.checkpoints.archive import Archive
+from server.checkpoints.precaution import Precaution
+from server.checkpoints.ways_back import WaysBack
 from server.embedded import embedded
 from server.metrics import Metrics, exposed, registry_of
 from server.redis_link import linked
@@ -29,34 +33,43 @@ from server.repository import schema
 from server.repository.alerts import Alerts
 from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
+from server.repository.erasure import Erasure
 from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
 from server.repository.store import Store
-from server.rescue import NoCheckpoints, Rescue
+from server.rescue import Rescue
 from server.services.alert_admin import AlertAdmin, alerts_key
 from server.services.boundary import Boundary, Tell
 from server.services.caller import Caller
+from server.services.checkpoint_alarm import CheckpointAlarm
+from server.services.checkpoint_service import CheckpointService
+from server.services.checkpoint_streams import CheckpointStreams
 from server.services.deadlines import Deadlines
 from server.services.flow_history import FlowHistory
 from server.services.flow_rescue import FlowRescue
 from server.services.flow_service import FlowService, Sources
+from server.services.key_admin import KeyAdmin
 from server.services.reads import Reads
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
 from server.statemachine import document
 from server.statemachine.errors import StoreUnavailable
+from server.statemachine.policy import Policy
+from server.statemachine.values import Tenant
 from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
 _log = structlog.get_logger()
 
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
 ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
-SERVICES = (FLOW_SERVICE.full_name, ADMIN_SERVICE.full_name)
+CHECKPOINT_SERVICE = checkpoint_service_pb2.DESCRIPTOR.services_by_name["CheckpointService"]
+SERVICES = (FLOW_SERVICE.full_name, CHECKPOINT_SERVICE.full_name, ADMIN_SERVICE.full_name)
 # Of several workers each takes the first of so many ports, from FLOWLEDGER_METRICS_PORT on, that is free.
 METRICS_SPARE = 63
+_DEFAULT_POLICY = Policy()
 HEALTH_SECONDS = 2.0
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
@@ -120,7 +133,7 @@ class Server:
 async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port.OWN) -> AsyncIterator[Server]:
     """A server that takes calls while the block lasts; at its end calls under way are given ``drain_seconds``. ``tell`` hears of each call.
 
-    Raises EmbeddedError, SchemaError, StoreUnavailable, OSError: each says what to do.
+    Raises EmbeddedError, SchemaError, KeyFault, StoreUnavailable, OSError: each says what to do.
     """
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(_database(settings))
@@ -142,13 +155,23 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         store = Store(database, flows, events, History(database), commits)
         reads = Reads(flows, views, None, time.time, settings.cache_seconds, limits)
         sources = Sources(now, new_id)
-        service = FlowService(store, reads, watches, sources, limits, token_key)
+        archive = await _archive(settings, store)
+        service = FlowService(store, reads, watches, sources, limits, token_key, Precaution(store, archive, _no_policy))
         flow_history = FlowHistory(store, sources, limits, token_key)
         metrics = _metrics(stack, settings, shared, database, commits, watches, alert_admin)
         raise_alert = Alarm(alerts, metrics.count, lambda tenant: wakeups.ring(alerts_key(tenant), 0))
+        seals = CheckpointAlarm(raise_alert, archive.checkpoints, sources)
+        flow_rescue = FlowRescue(Rescue(store, WaysBack(archive.opening), raise_alert), sources, limits)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, _both(tell, metrics))
-        flow_rescue = FlowRescue(Rescue(store, NoCheckpoints(), raise_alert), sources, limits)
-        handlers = (boundary.handlers(FLOW_SERVICE, service, flow_history, flow_rescue), boundary.handlers(ADMIN_SERVICE, alert_admin))
+        handlers = (
+            boundary.handlers(FLOW_SERVICE, service, flow_history, flow_rescue),
+            boundary.handlers(
+                CHECKPOINT_SERVICE,
+                CheckpointService(store, archive, seals, sources, limits, token_key),
+                CheckpointStreams(store, archive, seals, sources, limits),
+            ),
+            boundary.handlers(ADMIN_SERVICE, alert_admin, KeyAdmin(store, archive, Erasure(database), sources, limits)),
+        )
 
         def drain() -> None:
             boundary.drain()
@@ -275,6 +298,17 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         database = await stack.enter_async_context(connected(url, pool))
         await schema.check(database)
         yield database
+
+
+def _no_policy(_: Tenant) -> Policy:
+    """What every tenant has that set none."""
+    return _DEFAULT_POLICY
+
+
+async def _archive(settings: Settings, store: Store) -> Archive:
+    """The checkpoints, once it is certain that the keys of this server are the database's."""
+    given = None if settings.keys is None else settings.keys.get_secret_value()
+    return Archive.of(store, await kek.provided(store.database, given, settings.key_path), now, new_id, time.monotonic)
 
 
 def _bound(server: grpc.aio.Server, settings: Settings) -> int:

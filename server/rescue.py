@@ -45,18 +45,6 @@ class Checkpoints(Protocol):
         """What is wrong with those of the flow's checkpoints that do not open."""
 
 
-class NoCheckpoints:
-    """Stands for checkpoints where there are none."""
-
-    async def newest_readable(self, key: FlowKey) -> Copy | str:  # noqa: ARG002
-        """None."""
-        return "the flow has no checkpoint that opens"
-
-    async def unreadable(self, key: FlowKey) -> Sequence[Finding]:  # noqa: ARG002
-        """None."""
-        return ()
-
-
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A recovery as a caller asks for it; ``expected`` 0 means whatever revision is current."""

@@ -19,12 +19,12 @@ from server.repository.plan import Asked as AskedCommit
 from server.repository.plan import Birth
 from server.repository.requests import Answered, Request
 from server.repository.store import Store as Whole
-from server.rescue import Asked, Done, NoCheckpoints, Rescue
+from server.rescue import Asked, Done, Rescue
 from server.statemachine.alert import Alert, AlertKind, AlertSeverity
 from server.statemachine.change import CancelFlow, Change, DeleteFlow, PauseFlow, StartChild, TransitionPhase
 from server.statemachine.errors import ConcurrentModification, FlowNotActive, FlowNotFound, NoRecoveryPoint
 from server.statemachine.event import Cause, EventLost, FlowReplaced
-from server.statemachine.finding import FindingKind
+from server.statemachine.finding import Finding, FindingKind
 from server.statemachine.recovery import Remedy
 from server.statemachine.replacement import content_of, replacement
 from server.statemachine.rungs import LOST_MOST, Copy, Rung, mendable
@@ -100,6 +100,16 @@ class Bell:
 
     async def __call__(self, tenant: Tenant, alert: Alert) -> None:
         self.rung.append((tenant, alert))
+
+
+class NoCheckpoints:
+    """A flow without checkpoints."""
+
+    async def newest_readable(self, key: FlowKey) -> Copy | str:
+        return "the flow has no checkpoint that opens"
+
+    async def unreadable(self, key: FlowKey) -> list[Finding]:
+        return []
 
 
 class One(NoCheckpoints):

@@ -103,6 +103,8 @@ erasures = Table(
     Column("actor", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("digest", LargeBinary, nullable=False),
+    # With which key-encryption keys the destroyed keys were wrapped: once those are destroyed too, no backup can be opened any more.
+    Column("kek_ids", ARRAY(Text), nullable=False),
     PrimaryKeyConstraint(*TENANT_KEY, "receipt_id", name="erasures_pkey"),
     hashed("erasures", "digest"),
 )

@@ -172,6 +172,13 @@ class Commits:
         self._texts.drop(key)
         self._ring(key, revision)
 
+    def forget(self, keys: Iterable[FlowKey]) -> None:
+        """Keep nothing in memory of flows that were erased."""
+        for key in keys:
+            self._heads.drop(key)
+            self._texts.drop(key)
+            self._ring(key, 0)
+
     async def close(self, patience: float) -> None:
         """Take no more commits and wait for those under way, at most ``patience`` seconds."""
         self._closed = True
@@ -392,7 +399,9 @@ class Commits:
             return
         for key, plan in plans.items():
             self._heads.drop(key)
-            if not isinstance(error, asyncpg.UniqueViolationError):  # that is a twin elsewhere: the next attempt finds its answer
+            if plan.head is None and getattr(error, "constraint_name", None) == "events_pkey":  # of a flow that was erased, hashes are left
+                await self._refuse([(waiting, FlowExists(key.flow_id)) for waiting in plan.carried])
+            elif not isinstance(error, asyncpg.UniqueViolationError):  # that is a twin elsewhere: the next attempt finds its answer
                 for waiting in plan.carried:
                     waiting.fail(error)
 

@@ -14,15 +14,18 @@ ROOMS: dict[str, frozenset[str]] = {
     "__init__": frozenset(),
     "statemachine": frozenset({"statemachine"}),
     "repository": frozenset({"repository", "statemachine"}),
-    "services": frozenset({"services", "operations", "rescue", "repository", "statemachine", "wakeups", "cache"}),
+    "services": frozenset({"services", "checkpoints", "operations", "rescue", "repository", "statemachine", "wakeups", "cache"}),
     "operations": frozenset({"repository", "statemachine"}),
     "rescue": frozenset({"operations", "repository", "statemachine"}),
+    # Sealed copies: what seals sees nothing, what is stored sees no keys, and this is where the two meet.
+    "vault": frozenset(),
+    "checkpoints": frozenset({"checkpoints", "operations", "repository", "statemachine", "vault"}),
     "alarm": frozenset({"repository", "statemachine"}),
     "breaker": frozenset(),
     "redis_link": frozenset(),
     "cache": frozenset({"cache", "repository", "statemachine", "breaker", "redis_link"}),
     "wakeups": frozenset({"wakeups", "statemachine", "breaker", "redis_link"}),
-    "settings": frozenset(),
+    "settings": frozenset({"vault"}),  # what keys look like
     "log": frozenset(),
     "metrics": frozenset(),
     "programs": frozenset(),
@@ -31,12 +34,14 @@ ROOMS: dict[str, frozenset[str]] = {
     "app": frozenset(
         {
             "services",
+            "checkpoints",
             "repository",
             "statemachine",
             "alarm",
             "rescue",
             "cache",
             "metrics",
+            "vault",
             "wakeups",
             "breaker",
             "redis_link",
@@ -46,7 +51,7 @@ ROOMS: dict[str, frozenset[str]] = {
         },
     ),
     "workers": frozenset(),
-    "cli": frozenset({"app", "workers", "settings", "log", "embedded", "repository", "statemachine"}),
+    "cli": frozenset({"app", "workers", "settings", "log", "embedded", "repository", "statemachine", "vault"}),
     "__main__": frozenset({"cli"}),
 }
 

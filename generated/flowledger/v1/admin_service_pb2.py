@@ -27,21 +27,35 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!flowledger/v1/admin_service.proto\x12\rflowledger.v1\x1a\x19\x66lowledger/v1/alert.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x01\n\x11ListAlertsRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.flowledger.v1.AlertKind\x12.\n\x08severity\x18\x03 \x01(\x0e\x32\x1c.flowledger.v1.AlertSeverity\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"S\n\x12ListAlertsResponse\x12$\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x14.flowledger.v1.Alert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x12WatchAlertsRequest\x12(\n\x05since\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x61\x66ter_alert_id\x18\x02 \x01(\t\"d\n\x13WatchAlertsResponse\x12#\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x14.flowledger.v1.Alert\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xb9\x01\n\x0c\x41\x64minService\x12Q\n\nListAlerts\x12 .flowledger.v1.ListAlertsRequest\x1a!.flowledger.v1.ListAlertsResponse\x12V\n\x0bWatchAlerts\x12!.flowledger.v1.WatchAlertsRequest\x1a\".flowledger.v1.WatchAlertsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!flowledger/v1/admin_service.proto\x12\rflowledger.v1\x1a\x19\x66lowledger/v1/alert.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x16RotateTenantKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\".\n\x17RotateTenantKeyResponse\x12\x13\n\x0bkey_version\x18\x01 \x01(\x05\"\x17\n\x15GetKeyRotationRequest\"h\n\x16GetKeyRotationResponse\x12\x13\n\x0bkey_version\x18\x01 \x01(\x05\x12\x14\n\x0cold_versions\x18\x02 \x03(\x05\x12\x11\n\tremaining\x18\x03 \x01(\x03\x12\x10\n\x08resealed\x18\x04 \x01(\x03\"`\n\x12\x45raseTenantRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\xff\x01\n\x0e\x45rasureReceipt\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x16\n\x0ekeys_destroyed\x18\x05 \x01(\x05\x12\r\n\x05\x66lows\x18\x06 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x07 \x01(\x03\x12\x11\n\tdocuments\x18\x08 \x01(\x03\x12\x13\n\x0b\x63heckpoints\x18\t \x01(\x03\x12\x14\n\x0c\x61udit_digest\x18\n \x01(\x0c\x12\x1b\n\x13key_encryption_keys\x18\x0b \x03(\t\"E\n\x13\x45raseTenantResponse\x12.\n\x07receipt\x18\x01 \x01(\x0b\x32\x1d.flowledger.v1.ErasureReceipt\"\xa3\x01\n\x11ListAlertsRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.flowledger.v1.AlertKind\x12.\n\x08severity\x18\x03 \x01(\x0e\x32\x1c.flowledger.v1.AlertSeverity\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"S\n\x12ListAlertsResponse\x12$\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x14.flowledger.v1.Alert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x12WatchAlertsRequest\x12(\n\x05since\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x61\x66ter_alert_id\x18\x02 \x01(\t\"d\n\x13WatchAlertsResponse\x12#\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x14.flowledger.v1.Alert\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xd0\x03\n\x0c\x41\x64minService\x12`\n\x0fRotateTenantKey\x12%.flowledger.v1.RotateTenantKeyRequest\x1a&.flowledger.v1.RotateTenantKeyResponse\x12]\n\x0eGetKeyRotation\x12$.flowledger.v1.GetKeyRotationRequest\x1a%.flowledger.v1.GetKeyRotationResponse\x12T\n\x0b\x45raseTenant\x12!.flowledger.v1.EraseTenantRequest\x1a\".flowledger.v1.EraseTenantResponse\x12Q\n\nListAlerts\x12 .flowledger.v1.ListAlertsRequest\x1a!.flowledger.v1.ListAlertsResponse\x12V\n\x0bWatchAlerts\x12!.flowledger.v1.WatchAlertsRequest\x1a\".flowledger.v1.WatchAlertsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flowledger.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTALERTSREQUEST']._serialized_start=145
-  _globals['_LISTALERTSREQUEST']._serialized_end=308
-  _globals['_LISTALERTSRESPONSE']._serialized_start=310
-  _globals['_LISTALERTSRESPONSE']._serialized_end=393
-  _globals['_WATCHALERTSREQUEST']._serialized_start=395
-  _globals['_WATCHALERTSREQUEST']._serialized_end=481
-  _globals['_WATCHALERTSRESPONSE']._serialized_start=483
-  _globals['_WATCHALERTSRESPONSE']._serialized_end=583
-  _globals['_ADMINSERVICE']._serialized_start=586
-  _globals['_ADMINSERVICE']._serialized_end=771
+  _globals['_ROTATETENANTKEYREQUEST']._serialized_start=144
+  _globals['_ROTATETENANTKEYREQUEST']._serialized_end=188
+  _globals['_ROTATETENANTKEYRESPONSE']._serialized_start=190
+  _globals['_ROTATETENANTKEYRESPONSE']._serialized_end=236
+  _globals['_GETKEYROTATIONREQUEST']._serialized_start=238
+  _globals['_GETKEYROTATIONREQUEST']._serialized_end=261
+  _globals['_GETKEYROTATIONRESPONSE']._serialized_start=263
+  _globals['_GETKEYROTATIONRESPONSE']._serialized_end=367
+  _globals['_ERASETENANTREQUEST']._serialized_start=369
+  _globals['_ERASETENANTREQUEST']._serialized_end=465
+  _globals['_ERASURERECEIPT']._serialized_start=468
+  _globals['_ERASURERECEIPT']._serialized_end=723
+  _globals['_ERASETENANTRESPONSE']._serialized_start=725
+  _globals['_ERASETENANTRESPONSE']._serialized_end=794
+  _globals['_LISTALERTSREQUEST']._serialized_start=797
+  _globals['_LISTALERTSREQUEST']._serialized_end=960
+  _globals['_LISTALERTSRESPONSE']._serialized_start=962
+  _globals['_LISTALERTSRESPONSE']._serialized_end=1045
+  _globals['_WATCHALERTSREQUEST']._serialized_start=1047
+  _globals['_WATCHALERTSREQUEST']._serialized_end=1133
+  _globals['_WATCHALERTSRESPONSE']._serialized_start=1135
+  _globals['_WATCHALERTSRESPONSE']._serialized_end=1235
+  _globals['_ADMINSERVICE']._serialized_start=1238
+  _globals['_ADMINSERVICE']._serialized_end=1702
 # @@protoc_insertion_point(module_scope)

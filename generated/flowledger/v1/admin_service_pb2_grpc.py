@@ -37,6 +37,21 @@ class AdminServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.RotateTenantKey = channel.unary_unary(
+                '/flowledger.v1.AdminService/RotateTenantKey',
+                request_serializer=flowledger_dot_v1_dot_admin__service__pb2.RotateTenantKeyRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_admin__service__pb2.RotateTenantKeyResponse.FromString,
+                _registered_method=True)
+        self.GetKeyRotation = channel.unary_unary(
+                '/flowledger.v1.AdminService/GetKeyRotation',
+                request_serializer=flowledger_dot_v1_dot_admin__service__pb2.GetKeyRotationRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_admin__service__pb2.GetKeyRotationResponse.FromString,
+                _registered_method=True)
+        self.EraseTenant = channel.unary_unary(
+                '/flowledger.v1.AdminService/EraseTenant',
+                request_serializer=flowledger_dot_v1_dot_admin__service__pb2.EraseTenantRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_admin__service__pb2.EraseTenantResponse.FromString,
+                _registered_method=True)
         self.ListAlerts = channel.unary_unary(
                 '/flowledger.v1.AdminService/ListAlerts',
                 request_serializer=flowledger_dot_v1_dot_admin__service__pb2.ListAlertsRequest.SerializeToString,
@@ -54,6 +69,35 @@ class AdminServiceServicer(object):
 
     Who calls, tenants, request_id and the errors that any RPC may fail with are as in FlowService. Everything here concerns the caller's tenant alone.
     """
+
+    def RotateTenantKey(self, request, context):
+        """Gives the tenant a new data key. What is sealed from now on is sealed with it; what was sealed before opens as ever, and is sealed anew in the background.
+
+        Writes the key. A key version that seals nothing any more is destroyed. When the present key cannot be unwrapped, because the key-encryption key is lost, this is how to go on.
+        Fails with FAILED_PRECONDITION NO_KEY when the tenant has sealed nothing yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKeyRotation(self, request, context):
+        """Says how far the sealing anew has come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseTenant(self, request, context):
+        """Destroys the tenant's data keys and everything that is stored of it; of its events the hashes stay, so that the audit chain can still be verified.
+
+        Writes a receipt, all in one commit. Irreversible. What was sealed can be read from a backup of before only by whoever has that backup and the key-encryption keys that the
+        receipt names: destroy those, and nobody can. confirm must be the client account id, a slash and the engagement id.
+        Fails with INVALID_ARGUMENT for another confirm.
+        validate_only: yes. Then counts what would be erased.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def ListAlerts(self, request, context):
         """Lists alerts, the newest first, page by page.
@@ -78,6 +122,21 @@ class AdminServiceServicer(object):
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'RotateTenantKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateTenantKey,
+                    request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.RotateTenantKeyRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_admin__service__pb2.RotateTenantKeyResponse.SerializeToString,
+            ),
+            'GetKeyRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKeyRotation,
+                    request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.GetKeyRotationRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_admin__service__pb2.GetKeyRotationResponse.SerializeToString,
+            ),
+            'EraseTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseTenant,
+                    request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.EraseTenantRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_admin__service__pb2.EraseTenantResponse.SerializeToString,
+            ),
             'ListAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAlerts,
                     request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.ListAlertsRequest.FromString,
@@ -101,6 +160,87 @@ class AdminService(object):
 
     Who calls, tenants, request_id and the errors that any RPC may fail with are as in FlowService. Everything here concerns the caller's tenant alone.
     """
+
+    @staticmethod
+    def RotateTenantKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.AdminService/RotateTenantKey',
+            flowledger_dot_v1_dot_admin__service__pb2.RotateTenantKeyRequest.SerializeToString,
+            flowledger_dot_v1_dot_admin__service__pb2.RotateTenantKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKeyRotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.AdminService/GetKeyRotation',
+            flowledger_dot_v1_dot_admin__service__pb2.GetKeyRotationRequest.SerializeToString,
+            flowledger_dot_v1_dot_admin__service__pb2.GetKeyRotationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.AdminService/EraseTenant',
+            flowledger_dot_v1_dot_admin__service__pb2.EraseTenantRequest.SerializeToString,
+            flowledger_dot_v1_dot_admin__service__pb2.EraseTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ListAlerts(request,

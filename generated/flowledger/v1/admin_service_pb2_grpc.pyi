@@ -36,6 +36,22 @@ class AdminServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
+    RotateTenantKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RotateTenantKeyRequest, _admin_service_pb2.RotateTenantKeyResponse]
+    """Gives the tenant a new data key. What is sealed from now on is sealed with it; what was sealed before opens as ever, and is sealed anew in the background.
+
+    Writes the key. A key version that seals nothing any more is destroyed. When the present key cannot be unwrapped, because the key-encryption key is lost, this is how to go on.
+    Fails with FAILED_PRECONDITION NO_KEY when the tenant has sealed nothing yet.
+    """
+    GetKeyRotation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetKeyRotationRequest, _admin_service_pb2.GetKeyRotationResponse]
+    """Says how far the sealing anew has come."""
+    EraseTenant: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EraseTenantRequest, _admin_service_pb2.EraseTenantResponse]
+    """Destroys the tenant's data keys and everything that is stored of it; of its events the hashes stay, so that the audit chain can still be verified.
+
+    Writes a receipt, all in one commit. Irreversible. What was sealed can be read from a backup of before only by whoever has that backup and the key-encryption keys that the
+    receipt names: destroy those, and nobody can. confirm must be the client account id, a slash and the engagement id.
+    Fails with INVALID_ARGUMENT for another confirm.
+    validate_only: yes. Then counts what would be erased.
+    """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAlertsRequest, _admin_service_pb2.ListAlertsResponse]
     """Lists alerts, the newest first, page by page.
 
@@ -57,6 +73,22 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    RotateTenantKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RotateTenantKeyRequest, _admin_service_pb2.RotateTenantKeyResponse]  # type: ignore[assignment]
+    """Gives the tenant a new data key. What is sealed from now on is sealed with it; what was sealed before opens as ever, and is sealed anew in the background.
+
+    Writes the key. A key version that seals nothing any more is destroyed. When the present key cannot be unwrapped, because the key-encryption key is lost, this is how to go on.
+    Fails with FAILED_PRECONDITION NO_KEY when the tenant has sealed nothing yet.
+    """
+    GetKeyRotation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetKeyRotationRequest, _admin_service_pb2.GetKeyRotationResponse]  # type: ignore[assignment]
+    """Says how far the sealing anew has come."""
+    EraseTenant: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EraseTenantRequest, _admin_service_pb2.EraseTenantResponse]  # type: ignore[assignment]
+    """Destroys the tenant's data keys and everything that is stored of it; of its events the hashes stay, so that the audit chain can still be verified.
+
+    Writes a receipt, all in one commit. Irreversible. What was sealed can be read from a backup of before only by whoever has that backup and the key-encryption keys that the
+    receipt names: destroy those, and nobody can. confirm must be the client account id, a slash and the engagement id.
+    Fails with INVALID_ARGUMENT for another confirm.
+    validate_only: yes. Then counts what would be erased.
+    """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAlertsRequest, _admin_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists alerts, the newest first, page by page.
 
@@ -75,6 +107,40 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Who calls, tenants, request_id and the errors that any RPC may fail with are as in FlowService. Everything here concerns the caller's tenant alone.
     """
+
+    @_abc_1.abstractmethod
+    def RotateTenantKey(
+        self,
+        request: _admin_service_pb2.RotateTenantKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.RotateTenantKeyResponse, _abc.Awaitable[_admin_service_pb2.RotateTenantKeyResponse]]:
+        """Gives the tenant a new data key. What is sealed from now on is sealed with it; what was sealed before opens as ever, and is sealed anew in the background.
+
+        Writes the key. A key version that seals nothing any more is destroyed. When the present key cannot be unwrapped, because the key-encryption key is lost, this is how to go on.
+        Fails with FAILED_PRECONDITION NO_KEY when the tenant has sealed nothing yet.
+        """
+
+    @_abc_1.abstractmethod
+    def GetKeyRotation(
+        self,
+        request: _admin_service_pb2.GetKeyRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetKeyRotationResponse, _abc.Awaitable[_admin_service_pb2.GetKeyRotationResponse]]:
+        """Says how far the sealing anew has come."""
+
+    @_abc_1.abstractmethod
+    def EraseTenant(
+        self,
+        request: _admin_service_pb2.EraseTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.EraseTenantResponse, _abc.Awaitable[_admin_service_pb2.EraseTenantResponse]]:
+        """Destroys the tenant's data keys and everything that is stored of it; of its events the hashes stay, so that the audit chain can still be verified.
+
+        Writes a receipt, all in one commit. Irreversible. What was sealed can be read from a backup of before only by whoever has that backup and the key-encryption keys that the
+        receipt names: destroy those, and nobody can. confirm must be the client account id, a slash and the engagement id.
+        Fails with INVALID_ARGUMENT for another confirm.
+        validate_only: yes. Then counts what would be erased.
+        """
 
     @_abc_1.abstractmethod
     def ListAlerts(
