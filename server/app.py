@@ -16,36 +16,60 @@ from uuid import UUID
 
 import grpc
 import structlog
-from flowledger.v1 import flow_service_pb2
+from flowledger.v1 import admin_service_pb2, checkpoint_service_pb2, flow_service_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from server.alarm import Alarm
 from server.breaker import Breaker
 from server.cache import Heads, Texts, Views
+from server.checkpoints import kek
+from server.checkpoints.archive import Archive
+from server.checkpoints.precaution import Precaution
+from server.checkpoints.ways_back import WaysBack
 from server.embedded import embedded
+from server.metrics import Metrics, exposed, registry_of
 from server.redis_link import linked
 from server.repository import schema
+from server.repository.alerts import Alerts
 from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
+from server.repository.erasure import Erasure
 from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
 from server.repository.store import Store
+from server.rescue import Rescue
+from server.services.alert_admin import AlertAdmin, alerts_key
 from server.services.boundary import Boundary, Tell
+from server.services.caller import Caller
+from server.services.checkpoint_alarm import CheckpointAlarm
+from server.services.checkpoint_service import CheckpointService
+from server.services.checkpoint_streams import CheckpointStreams
 from server.services.deadlines import Deadlines
 from server.services.flow_history import FlowHistory
+from server.services.flow_rescue import FlowRescue
 from server.services.flow_service import FlowService, Sources
+from server.services.key_admin import KeyAdmin
 from server.services.reads import Reads
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
 from server.statemachine import document
 from server.statemachine.errors import StoreUnavailable
+from server.statemachine.policy import Policy
+from server.statemachine.values import Tenant
 from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
 _log = structlog.get_logger()
 
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
+ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
+CHECKPOINT_SERVICE = checkpoint_service_pb2.DESCRIPTOR.services_by_name["CheckpointService"]
+SERVICES = (FLOW_SERVICE.full_name, CHECKPOINT_SERVICE.full_name, ADMIN_SERVICE.full_name)
+# Of several workers each takes the first of so many ports, from FLOWLEDGER_METRICS_PORT on, that is free.
+METRICS_SPARE = 63
+_DEFAULT_POLICY = Policy()
 HEALTH_SECONDS = 2.0
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
@@ -102,13 +126,14 @@ class Server:
     address: str
     port: int
     drain: Callable[[], None]
+    raise_alert: Alarm
 
 
 @asynccontextmanager
 async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port.OWN) -> AsyncIterator[Server]:
     """A server that takes calls while the block lasts; at its end calls under way are given ``drain_seconds``. ``tell`` hears of each call.
 
-    Raises EmbeddedError, SchemaError, StoreUnavailable, OSError: each says what to do.
+    Raises EmbeddedError, SchemaError, KeyFault, StoreUnavailable, OSError: each says what to do.
     """
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(_database(settings))
@@ -120,54 +145,112 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         wakeups.tell(views.heard)
         await _relay(stack, settings, database, wakeups, token_key)
         commits = Commits(database, flows, Heads(memory // 4), Texts(memory // 4), wakeups.ring, settings.commit_lanes)
-        watches = Watches(
-            flows,
-            events,
-            wakeups,
-            now,
-            WatchSettings(
-                settings.watch_poll_seconds, settings.watch_heartbeat_seconds, settings.watch_max_age_seconds, random.SystemRandom().random
-            ),
+        watching = WatchSettings(
+            settings.watch_poll_seconds, settings.watch_heartbeat_seconds, settings.watch_max_age_seconds, random.SystemRandom().random
         )
+        watches = Watches(flows, events, wakeups, now, watching)
+        alerts = Alerts(database)
+        alert_admin = AlertAdmin(alerts, wakeups, now, watching, token_key)
         limits = document.Limits(settings.max_document_bytes)
         store = Store(database, flows, events, History(database), commits)
         reads = Reads(flows, views, None, time.time, settings.cache_seconds, limits)
         sources = Sources(now, new_id)
-        service = FlowService(store, reads, watches, sources, limits, token_key)
+        archive = await _archive(settings, store)
+        service = FlowService(store, reads, watches, sources, limits, token_key, Precaution(store, archive, _no_policy))
         flow_history = FlowHistory(store, sources, limits, token_key)
-        boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
-        checks = health.aio.HealthServicer()
-
-        server = grpc.aio.server(options=channel_options(settings, shared))
-        server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service, flow_history),))
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        add_reflection(server, [FLOW_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
-        port = _bound(server, settings)
-        await server.start()
-        names = ("", FLOW_SERVICE.full_name)
-        await _set_health(checks, names, health_pb2.HealthCheckResponse.SERVING)
-        watch_health = asyncio.create_task(_watch_health(database, checks, names), name="health")
-
-        loop = asyncio.get_running_loop()
+        metrics = _metrics(stack, settings, shared, database, commits, watches, alert_admin)
+        raise_alert = Alarm(alerts, metrics.count, lambda tenant: wakeups.ring(alerts_key(tenant), 0))
+        seals = CheckpointAlarm(raise_alert, archive.checkpoints, sources)
+        flow_rescue = FlowRescue(Rescue(store, WaysBack(archive.opening), raise_alert), sources, limits)
+        boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, _both(tell, metrics))
+        handlers = (
+            boundary.handlers(FLOW_SERVICE, service, flow_history, flow_rescue),
+            boundary.handlers(
+                CHECKPOINT_SERVICE,
+                CheckpointService(store, archive, seals, sources, limits, token_key),
+                CheckpointStreams(store, archive, seals, sources, limits),
+            ),
+            boundary.handlers(ADMIN_SERVICE, alert_admin, KeyAdmin(store, archive, Erasure(database), sources, limits)),
+        )
 
         def drain() -> None:
             boundary.drain()
             watches.drain()
+            alert_admin.drain()
 
-        async def stop() -> None:
-            ending = loop.time() + settings.drain_seconds
-            drain()
-            watch_health.cancel()
-            await checks.enter_graceful_shutdown()
-            await asyncio.sleep(min(REFUSING_SECONDS, settings.drain_seconds))
-            closing = asyncio.create_task(server.stop(max(0.0, ending - loop.time())))
-            await asyncio.sleep(0.0)  # gRPC has begun to close once the task has run
-            boundary.close()
-            await closing
-            await commits.close(max(0.0, ending - loop.time()))
+        port = await _serve(stack, settings, shared, handlers, boundary, drain, commits)
+        checks = asyncio.create_task(_watch_health(database, port.checks), name="health")
+        stack.callback(checks.cancel)
+        yield Server(f"{settings.host}:{port.number}", port.number, drain, raise_alert)
 
-        stack.push_async_callback(stop)
-        yield Server(f"{settings.host}:{port}", port, drain)
+
+@dataclass(frozen=True, slots=True)
+class _Listening:
+    """Where gRPC listens, and what it says of its health."""
+
+    number: int
+    checks: health.aio.HealthServicer
+
+
+async def _serve(
+    stack: AsyncExitStack,
+    settings: Settings,
+    shared: Port,
+    handlers: Sequence[grpc.GenericRpcHandler],
+    boundary: Boundary,
+    drain: Callable[[], None],
+    commits: Commits,
+) -> _Listening:
+    """Take calls from here on, until the stack is taken down. Raises OSError when the port is taken."""
+    checks = health.aio.HealthServicer()
+    server = grpc.aio.server(options=channel_options(settings, shared))
+    server.add_generic_rpc_handlers(tuple(handlers))
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    add_reflection(server, [*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
+    port = _bound(server, settings)
+    await server.start()
+    await _set_health(checks, health_pb2.HealthCheckResponse.SERVING)
+    loop = asyncio.get_running_loop()
+
+    async def stop() -> None:
+        ending = loop.time() + settings.drain_seconds
+        drain()
+        await checks.enter_graceful_shutdown()
+        await asyncio.sleep(min(REFUSING_SECONDS, settings.drain_seconds))
+        closing = asyncio.create_task(server.stop(max(0.0, ending - loop.time())))
+        await asyncio.sleep(0.0)  # gRPC has begun to close once the task has run
+        boundary.close()
+        await closing
+        await commits.close(max(0.0, ending - loop.time()))
+
+    stack.push_async_callback(stop)
+    return _Listening(port, checks)
+
+
+def _both(one: Tell, other: Tell) -> Tell:
+    """Tells two of each call."""
+
+    def tell(method: str, outcome: str, started: float, caller: Caller | None, flow: str, wrong: str) -> None:
+        one(method, outcome, started, caller, flow, wrong)
+        other(method, outcome, started, caller, flow, wrong)
+
+    return tell
+
+
+def _metrics(
+    stack: AsyncExitStack, settings: Settings, shared: Port, database: Database, commits: Commits, watches: Watches, alerts: AlertAdmin
+) -> Metrics:
+    """What is counted, and where at each scrape the rest is read; served, if it is to be, until the stack is taken down."""
+    metrics = Metrics()
+    metrics.read("commits", lambda: {(): commits.stored})
+    metrics.read("commit_batches", lambda: {(): commits.batches})
+    metrics.read("pool_connections", lambda: {(state,): count for state, count in database.use().items()})
+    metrics.read("watches_open", lambda: {("flow",): watches.open, ("alerts",): alerts.open})
+    if settings.metrics_port:
+        # Each worker has a port of its own: numbers of several processes in turn would be nobody's.
+        spare = METRICS_SPARE if shared is Port.SHARED else 0
+        stack.enter_context(exposed(registry_of(metrics), settings.metrics_host, settings.metrics_port, spare))
+    return metrics
 
 
 async def _relay(stack: AsyncExitStack, settings: Settings, database: Database, wakeups: LocalWakeups, token_key: bytes) -> None:
@@ -217,6 +300,17 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         yield database
 
 
+def _no_policy(_: Tenant) -> Policy:
+    """What every tenant has that set none."""
+    return _DEFAULT_POLICY
+
+
+async def _archive(settings: Settings, store: Store) -> Archive:
+    """The checkpoints, once it is certain that the keys of this server are the database's."""
+    given = None if settings.keys is None else settings.keys.get_secret_value()
+    return Archive.of(store, await kek.provided(store.database, given, settings.key_path), now, new_id, time.monotonic)
+
+
 def _bound(server: grpc.aio.Server, settings: Settings) -> int:
     try:
         port = server.add_insecure_port(f"{settings.host}:{settings.port}")
@@ -225,12 +319,12 @@ def _bound(server: grpc.aio.Server, settings: Settings) -> int:
     return int(port)
 
 
-async def _set_health(checks: health.aio.HealthServicer, names: Sequence[str], status: int) -> None:
-    for name in names:
+async def _set_health(checks: health.aio.HealthServicer, status: int) -> None:
+    for name in ("", *SERVICES):
         await checks.set(name, status)
 
 
-async def _watch_health(database: Database, checks: health.aio.HealthServicer, names: Sequence[str]) -> None:
+async def _watch_health(database: Database, checks: health.aio.HealthServicer) -> None:
     """Says NOT_SERVING while PostgreSQL is away, so that balancers send calls elsewhere."""
     well = True
     while True:
@@ -244,4 +338,4 @@ async def _watch_health(database: Database, checks: health.aio.HealthServicer, n
             well = found
             _log.warning("store_state", reachable=well)
             status = health_pb2.HealthCheckResponse.SERVING if well else health_pb2.HealthCheckResponse.NOT_SERVING
-            await _set_health(checks, names, status)
+            await _set_health(checks, status)

@@ -21,6 +21,7 @@ from server.log import CallLog, logging
 from server.repository import schema
 from server.settings import Settings, SettingsError, rows
 from server.statemachine.errors import FlowError
+from server.vault import KeyFault
 from server.workers import WorkersError, working
 
 app = typer.Typer(
@@ -174,6 +175,6 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     """What ``work`` returns; an error that its reader can act on ends the command with one sentence instead of a traceback."""
     try:
         return uvloop.run(work)
-    except (FlowError, schema.SchemaError, private.EmbeddedError, WorkersError, OSError) as error:
+    except (FlowError, schema.SchemaError, private.EmbeddedError, WorkersError, KeyFault, OSError) as error:
         typer.echo(f"flowledger: {error}", err=True)
         sys.exit(1)

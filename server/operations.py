@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field
 
 from server.repository.flows import Record
@@ -38,17 +38,21 @@ async def replace_content(
     expected: int,
     prepared: Callable[[Record], ReplaceContent],
     remembered: Callable[[Record], Request | None] = lambda _: None,
+    secured: Callable[[Record], Awaitable[None]] | None = None,
     *,
     rehearse: bool = False,
 ) -> Replaced | Answered:
     """The flow with another content, which ``prepared`` makes of what it is; ``expected`` 0 means whatever revision is current.
 
-    ``remembered`` is the request whose answer is kept; with ``rehearse`` nothing is written. What is prepared holds for one revision only,
-    so it is prepared anew when others were first. Raises what ``prepared``, the rules and the commit raise.
+    ``secured`` comes first, and may keep what is about to be replaced; ``remembered`` is the request whose answer is kept; with
+    ``rehearse`` nothing is written. What is prepared holds for one revision only, so all of it is done anew when others were first.
+    Raises what these, the rules and the commit raise.
     """
     for attempt in range(ATTEMPTS):
         before = (await store.flows.records(key.tenant, [key.flow_id]))[0]
         revision = before.head.flow.revision
+        if secured is not None and not rehearse:
+            await secured(before)
         change = prepared(before)
         asked = Asked(key.tenant, key.flow_id, (change,), occasion, expected or revision, None if rehearse else remembered(before))
         try:

@@ -13,6 +13,8 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, Validati
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from server import vault
+
 PREFIX = "FLOWLEDGER_"
 KIB, MIB = 1024, 1024 * 1024
 
@@ -89,6 +91,11 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _keys(value: SecretStr) -> SecretStr:
+    vault.parsed(value.get_secret_value())  # raises a ValueError that holds nothing of them
+    return value
+
+
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 
 
@@ -129,6 +136,12 @@ class Settings(BaseSettings):
 
     data_dir: Annotated[Path, AfterValidator(_data_dir)] = Field(default_factory=default_data_dir)
     """Directory of the private PostgreSQL; servers that name the same one share it."""
+
+    key_file: Annotated[Path, AfterValidator(_data_dir)] | None = None
+    """File with the keys that tenants' data keys are wrapped with; unset is `keys` in the data directory, made on the first start."""
+
+    keys: Annotated[SecretStr, AfterValidator(_keys)] | None = None
+    """Such keys instead of a file's: pairs `name:base64`, separated by commas; the first wraps, all of them unwrap."""
 
     pool_min: Annotated[int, Field(ge=0, le=200)] = 2
     """Connections to PostgreSQL that are kept open when idle; not above FLOWLEDGER_POOL_MAX."""
@@ -177,6 +190,12 @@ class Settings(BaseSettings):
 
     listen_url: DatabaseUrl | None = None
     """PostgreSQL itself, for LISTEN, when FLOWLEDGER_DATABASE_URL leads through a pooler in transaction mode; unset takes that one."""
+
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """TCP port where Prometheus reads metrics over HTTP; 0 serves none; several workers take the ports from this one on."""
+
+    metrics_host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
+    """Address to serve metrics on; they name no tenant, and whoever reaches them can read them."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
@@ -229,6 +248,11 @@ class Settings(BaseSettings):
     def migration_url(self) -> SecretStr | None:
         """URL for migrations: the owner's, else the service's own; None for the private PostgreSQL."""
         return self.owner_database_url or self.database_url
+
+    @property
+    def key_path(self) -> Path:
+        """Where the key file is, when there are no keys in the environment."""
+        return self.key_file or self.data_dir / "keys"
 
     @classmethod
     def read(cls) -> Self:

@@ -14,11 +14,15 @@ import pytest
 from server import app
 from server.repository import schema
 from server.settings import Settings
+from server.vault import written
 from tests import cluster as clusters
 from tests.cluster import Cluster
 from tests.tenancy import Tenancy
 
 _numbers = count(1)
+
+# The key-encryption key of every test's server that has none of its own.
+KEYS = written("test", bytes(range(32)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -79,7 +83,15 @@ def shared_urls(postgres: Cluster, template: str) -> Iterator[Urls]:
 
 def settings(urls: Urls, **more: object) -> Settings:
     """Settings of a server on that database, on a port that the kernel chooses."""
-    given = {"port": 0, "database_url": urls.service, "owner_database_url": urls.owner, "drain_seconds": 1.0, "pool_max": 10, **more}
+    given = {
+        "port": 0,
+        "database_url": urls.service,
+        "owner_database_url": urls.owner,
+        "keys": KEYS,
+        "drain_seconds": 1.0,
+        "pool_max": 10,
+        **more,
+    }
     return Settings.model_validate(given)
 
 

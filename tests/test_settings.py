@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.settings import Settings, SettingsError, default_data_dir, rows
+from tests.conftest import KEYS
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +39,13 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
     given = {
         "HOST": "0.0.0.0", "PORT": "0", "CALLER_MODE": "trusted", "ALLOW_TRUSTED_REMOTE": "true",
         "DATABASE_URL": "postgresql://u:p@h:1/d", "OWNER_DATABASE_URL": "postgresql://o:p@h:1/d", "DATABASE_ROLE": "service",
-        "DATA_DIR": "/data", "POOL_MIN": "3", "POOL_MAX": "30", "STATEMENT_TIMEOUT_SECONDS": "1.5", "DEFAULT_DEADLINE_SECONDS": "7",
+        "DATA_DIR": "/data", "KEY_FILE": "/keys/k", "KEYS": KEYS,
+        "POOL_MIN": "3", "POOL_MAX": "30", "STATEMENT_TIMEOUT_SECONDS": "1.5", "DEFAULT_DEADLINE_SECONDS": "7",
         "MAX_DOCUMENT_BYTES": "2048", "MAX_MESSAGE_BYTES": "4096", "DRAIN_SECONDS": "0", "WATCH_MAX_AGE_SECONDS": "60",
         "WATCH_POLL_SECONDS": "0.25", "WATCH_HEARTBEAT_SECONDS": "3", "COMMIT_LANES": "1", "CACHE_MIB": "0",
         "CACHE_SECONDS": "1", "REDIS_URL": "redis://:p@h:1/0", "WAKEUPS": "redis",
         "LISTEN_URL": "postgresql://u:p@h:2/d", "LOG_LEVEL": "debug",
-        "LOG_FORMAT": "json",
+        "LOG_FORMAT": "json", "METRICS_PORT": "9400", "METRICS_HOST": "::1",
     }  # fmt: skip
     assert {f"FLOWLEDGER_{name}" for name in given} == {row.variable for row in rows()}
     for name, value in given.items():
@@ -73,6 +75,23 @@ def test_the_owners_url_is_the_services_when_none_is_given() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1
+
+
+def test_keys_are_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = KEYS.partition(":")[2]
+    monkeypatch.setenv("FLOWLEDGER_KEYS", KEYS)
+    settings = Settings.read()
+    assert secret not in repr(settings) + str(settings)
+    assert settings.keys is not None
+    assert settings.keys.get_secret_value() == KEYS
+    (fault,) = faults(monkeypatch, KEYS=f"{KEYS},b:{secret[:-8]}")
+    assert fault.startswith("FLOWLEDGER_KEYS must have 32 bytes in base64 for the key b")
+    assert secret[:10] not in fault
+
+
+def test_the_key_file_is_in_the_data_directory_unless_it_is_elsewhere() -> None:
+    assert Settings.model_validate({"data_dir": "/data"}).key_path == Path("/data/keys")
+    assert Settings.model_validate({"data_dir": "/data", "key_file": "~/k"}).key_path == Path.home() / "k"
 
 
 def test_all_faults_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,29 +76,28 @@ CREATE TABLE sealed_contents (
     size BIGINT NOT NULL,
     stored BIGINT NOT NULL,
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
-    chunks INTEGER NOT NULL,
-    key_version INTEGER NOT NULL,
     digest BYTEA,
     CONSTRAINT sealed_contents_pkey PRIMARY KEY (client_account_id, engagement_id, content_id),
-    CONSTRAINT sealed_contents_key_fkey FOREIGN KEY(client_account_id, engagement_id, key_version) REFERENCES tenant_keys (client_account_id, engagement_id, version),
-    CONSTRAINT sealed_contents_size_check CHECK (size >= 0 AND stored >= 0 AND chunks >= 0),
+    CONSTRAINT sealed_contents_size_check CHECK (size >= 0 AND stored >= 0),
     CONSTRAINT sealed_contents_digest_check CHECK (octet_length(digest) = 32)
 );
 
 CREATE UNIQUE INDEX sealed_contents_digest_idx ON sealed_contents (client_account_id, engagement_id, digest) WHERE digest IS NOT NULL;
-
-CREATE INDEX sealed_contents_key_idx ON sealed_contents (client_account_id, engagement_id, key_version);
 
 CREATE TABLE sealed_chunks (
     client_account_id UUID NOT NULL,
     engagement_id UUID NOT NULL,
     content_id UUID NOT NULL,
     number INTEGER NOT NULL,
+    key_version INTEGER NOT NULL,
     sealed BYTEA NOT NULL,
     CONSTRAINT sealed_chunks_pkey PRIMARY KEY (client_account_id, engagement_id, content_id, number),
     CONSTRAINT sealed_chunks_content_fkey FOREIGN KEY(client_account_id, engagement_id, content_id) REFERENCES sealed_contents (client_account_id, engagement_id, content_id) ON DELETE CASCADE,
+    CONSTRAINT sealed_chunks_key_fkey FOREIGN KEY(client_account_id, engagement_id, key_version) REFERENCES tenant_keys (client_account_id, engagement_id, version),
     CONSTRAINT sealed_chunks_number_check CHECK (number >= 0)
 );
+
+CREATE INDEX sealed_chunks_key_idx ON sealed_chunks (client_account_id, engagement_id, key_version, content_id, number);
 
 CREATE TABLE checkpoints (
     client_account_id UUID NOT NULL,
@@ -120,20 +119,18 @@ CREATE TABLE checkpoints (
     reason TEXT NOT NULL,
     labels JSONB NOT NULL,
     header BYTEA NOT NULL,
-    payload_sha256 BYTEA,
     CONSTRAINT checkpoints_pkey PRIMARY KEY (client_account_id, engagement_id, checkpoint_id),
     CONSTRAINT checkpoints_key_fkey FOREIGN KEY(client_account_id, engagement_id, key_version) REFERENCES tenant_keys (client_account_id, engagement_id, version),
     CONSTRAINT checkpoints_revision_check CHECK (revision >= 1),
     CONSTRAINT checkpoints_kind_check CHECK (kind IN ('AUTO', 'MANUAL', 'PRE_ROLLBACK', 'PRE_RECOVERY')),
-    CONSTRAINT checkpoints_status_check CHECK (status IN ('INITIALIZED', 'DATA_GATHERING', 'DISCOVERY', 'ASSESSMENT_READY', 'PLANNING', 'ACTIVE', 'WAITING_APPROVAL', 'RETRY_PENDING', 'ERROR_RECOVERY', 'FAILED', 'COMPLETED', 'PAUSED', 'CANCELLED')),
-    CONSTRAINT checkpoints_payload_sha256_check CHECK (octet_length(payload_sha256) = 32)
+    CONSTRAINT checkpoints_status_check CHECK (status IN ('INITIALIZED', 'DATA_GATHERING', 'DISCOVERY', 'ASSESSMENT_READY', 'PLANNING', 'ACTIVE', 'WAITING_APPROVAL', 'RETRY_PENDING', 'ERROR_RECOVERY', 'FAILED', 'COMPLETED', 'PAUSED', 'CANCELLED'))
 );
 
 CREATE INDEX checkpoints_expire_idx ON checkpoints (client_account_id, engagement_id, expire_time) WHERE expire_time IS NOT NULL AND NOT pinned;
 
 CREATE INDEX checkpoints_flow_idx ON checkpoints (client_account_id, engagement_id, flow_id, checkpoint_id);
 
-CREATE INDEX checkpoints_key_idx ON checkpoints (client_account_id, engagement_id, key_version);
+CREATE INDEX checkpoints_key_idx ON checkpoints (client_account_id, engagement_id, key_version, checkpoint_id);
 
 CREATE TABLE checkpoint_parts (
     client_account_id UUID NOT NULL,
@@ -192,6 +189,7 @@ CREATE TABLE alerts (
     alert_id UUID NOT NULL,
     flow_id UUID,
     checkpoint_id UUID,
+    number BIGINT NOT NULL,
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
     kind TEXT NOT NULL,
     severity TEXT NOT NULL,
@@ -202,10 +200,13 @@ CREATE TABLE alerts (
     CONSTRAINT alerts_pkey PRIMARY KEY (client_account_id, engagement_id, alert_id),
     CONSTRAINT alerts_kind_check CHECK (kind IN ('CHECKPOINT_UNREADABLE', 'RECOVERY_FAILED', 'FLOW_RECOVERED', 'FLOW_STUCK', 'RETRY_STORM', 'AUDIT_BROKEN')),
     CONSTRAINT alerts_severity_check CHECK (severity IN ('WARNING', 'CRITICAL')),
+    CONSTRAINT alerts_number_check CHECK (number >= 1),
     CONSTRAINT alerts_fingerprint_check CHECK (octet_length(fingerprint) = 32)
 );
 
 CREATE UNIQUE INDEX alerts_fingerprint_idx ON alerts (client_account_id, engagement_id, fingerprint);
+
+CREATE UNIQUE INDEX alerts_number_idx ON alerts (client_account_id, engagement_id, number);
 
 CREATE TABLE erasures (
     client_account_id UUID NOT NULL,
@@ -220,6 +221,7 @@ CREATE TABLE erasures (
     actor TEXT NOT NULL,
     reason TEXT NOT NULL,
     digest BYTEA NOT NULL,
+    kek_ids TEXT[] NOT NULL,
     CONSTRAINT erasures_pkey PRIMARY KEY (client_account_id, engagement_id, receipt_id),
     CONSTRAINT erasures_digest_check CHECK (octet_length(digest) = 32)
 )

@@ -69,6 +69,8 @@ alerts = Table(
     Column("alert_id", UUID, nullable=False),
     Column("flow_id", UUID),
     Column("checkpoint_id", UUID),
+    # The tenant's alerts are counted, one after the other as they are committed: what a watch goes by.
+    Column("number", BigInteger, nullable=False),
     Column("create_time", TIME, nullable=False),
     Column("kind", Text, nullable=False),
     Column("severity", Text, nullable=False),
@@ -80,8 +82,10 @@ alerts = Table(
     PrimaryKeyConstraint(*TENANT_KEY, "alert_id", name="alerts_pkey"),
     CheckConstraint(one_of("kind", AlertKind), name="alerts_kind_check"),
     CheckConstraint(one_of("severity", AlertSeverity), name="alerts_severity_check"),
+    CheckConstraint("number >= 1", name="alerts_number_check"),
     hashed("alerts", "fingerprint"),
     Index("alerts_fingerprint_idx", *TENANT_KEY, "fingerprint", unique=True),
+    Index("alerts_number_idx", *TENANT_KEY, "number", unique=True),
 )
 
 # What was erased of a tenant; the one thing that an erasure leaves besides the hashes of events.
@@ -99,6 +103,8 @@ erasures = Table(
     Column("actor", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("digest", LargeBinary, nullable=False),
+    # With which key-encryption keys the destroyed keys were wrapped: once those are destroyed too, no backup can be opened any more.
+    Column("kek_ids", ARRAY(Text), nullable=False),
     PrimaryKeyConstraint(*TENANT_KEY, "receipt_id", name="erasures_pkey"),
     hashed("erasures", "digest"),
 )

@@ -38,7 +38,7 @@ tenant_keys = Table(
     CheckConstraint("version >= 0", name="tenant_keys_version_check"),
 )
 
-# What checkpoints hold, stored once for each tenant. Without a digest it is still being uploaded.
+# What checkpoints hold, stored once for each tenant. Without a digest it is still being written.
 sealed_contents = Table(
     "sealed_contents",
     metadata,
@@ -47,24 +47,21 @@ sealed_contents = Table(
     Column("size", BigInteger, nullable=False),
     Column("stored", BigInteger, nullable=False),
     Column("create_time", TIME, nullable=False),
-    Column("chunks", Integer, nullable=False),
-    Column("key_version", Integer, nullable=False),
     Column("digest", LargeBinary),
     PrimaryKeyConstraint(*TENANT_KEY, "content_id", name="sealed_contents_pkey"),
-    # A key that is destroyed takes what it sealed out of reach at once: nothing can be sealed with it any more either.
-    ForeignKeyConstraint((*TENANT_KEY, "key_version"), _KEY, name="sealed_contents_key_fkey"),
-    CheckConstraint("size >= 0 AND stored >= 0 AND chunks >= 0", name="sealed_contents_size_check"),
+    CheckConstraint("size >= 0 AND stored >= 0", name="sealed_contents_size_check"),
     hashed("sealed_contents", "digest"),
     Index("sealed_contents_digest_idx", *TENANT_KEY, "digest", unique=True, postgresql_where=text("digest IS NOT NULL")),
-    Index("sealed_contents_key_idx", *TENANT_KEY, "key_version"),
 )
 
+# Each chunk has the key version that it is sealed with, so that a large content can be sealed anew chunk by chunk.
 sealed_chunks = Table(
     "sealed_chunks",
     metadata,
     *tenant_columns(),
     Column("content_id", UUID, nullable=False),
     Column("number", Integer, nullable=False),
+    Column("key_version", Integer, nullable=False),
     Column("sealed", LargeBinary, nullable=False),
     PrimaryKeyConstraint(*TENANT_KEY, "content_id", "number", name="sealed_chunks_pkey"),
     ForeignKeyConstraint(
@@ -73,7 +70,10 @@ sealed_chunks = Table(
         name="sealed_chunks_content_fkey",
         ondelete="CASCADE",
     ),
+    # A key that sealed something cannot be destroyed alone, and nothing can be sealed with one that was.
+    ForeignKeyConstraint((*TENANT_KEY, "key_version"), _KEY, name="sealed_chunks_key_fkey"),
     CheckConstraint("number >= 0", name="sealed_chunks_number_check"),
+    Index("sealed_chunks_key_idx", *TENANT_KEY, "key_version", "content_id", "number"),
 )
 
 # No foreign key to the flow: a checkpoint may be all that is left of a flow whose row was lost.
@@ -98,16 +98,14 @@ checkpoints = Table(
     Column("reason", Text, nullable=False),
     Column("labels", JSONB, nullable=False),
     Column("header", LargeBinary, nullable=False),
-    Column("payload_sha256", LargeBinary),
     PrimaryKeyConstraint(*TENANT_KEY, "checkpoint_id", name="checkpoints_pkey"),
     ForeignKeyConstraint((*TENANT_KEY, "key_version"), _KEY, name="checkpoints_key_fkey"),
     CheckConstraint("revision >= 1", name="checkpoints_revision_check"),
     CheckConstraint(one_of("kind", CheckpointKind), name="checkpoints_kind_check"),
     CheckConstraint(one_of("status", FlowStatus), name="checkpoints_status_check"),
-    hashed("checkpoints", "payload_sha256"),
     Index("checkpoints_flow_idx", *TENANT_KEY, "flow_id", "checkpoint_id"),
     Index("checkpoints_expire_idx", *TENANT_KEY, "expire_time", postgresql_where=text("expire_time IS NOT NULL AND NOT pinned")),
-    Index("checkpoints_key_idx", *TENANT_KEY, "key_version"),
+    Index("checkpoints_key_idx", *TENANT_KEY, "key_version", "checkpoint_id"),
 )
 
 # ``name`` is ``flow`` for the flow itself, a document's name, or ``payload``.

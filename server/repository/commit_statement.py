@@ -305,7 +305,7 @@ def _alone(part: str, columns: Columns) -> Subquery:
     return select(*(bindparam(f"{part}_{name}", type_=kind).label(name) for name, kind in columns.items())).subquery(part)
 
 
-def _converted(given: Given, name: str) -> Any:
+def _converted(given: Given | CTE, name: str) -> Any:
     value = given.c[name]
     match name:
         case "current_phases":
@@ -359,10 +359,16 @@ def _changed(name: str, given: Given, moved: CTE, opener: CTE) -> CTE:
     """The children of moved flows that were there before."""
     table = children[name]
     changing = [column for column in _CHILD if column not in ("place", "type")]
+    if isinstance(given, Subquery):  # a row by itself, which is found by its whole key whatever PostgreSQL begins with
+        source: Any = given
+        theirs = [given.c.place == moved.c.place, *same_flow(table, moved), table.c.type == given.c.type]
+    else:
+        source = _named(f"child_{name}", given, moved, *changing)
+        theirs = _theirs(table, source)
     return (
         update(table)
-        .values({column: _converted(given, column) for column in changing})
-        .where(opened(opener), given.c.place == moved.c.place, *same_flow(table, moved), table.c.type == given.c.type)
+        .values({column: _converted(source, column) for column in changing})
+        .where(opened(opener), *theirs)
         .returning(table.c.client_account_id)
         .cte(f"put_child_{name}")
     )

@@ -69,6 +69,8 @@ class Commits:
         self._open = 0  # callers that wait for their commit
         self._crowd = 1.0
         self._closed = False
+        # How many commits were stored, and how many statements carried them.
+        self.stored = self.batches = 0
 
     async def commit(self, asked: Asked) -> Committed | Answered:
         """The flow once the changes are on disk, or the answer that the same request was given before.
@@ -158,10 +160,24 @@ class Commits:
                 for one in asked:
                     self._heads.drop(one.key)
                     self._texts.drop(one.key)
+            self.stored, self.batches = self.stored + len(results), self.batches + 1
             for one, done in zip(asked, results, strict=True):
                 self._ring(one.key, done.flow.revision)
             return results
         raise StoreUnavailable(f"others changed these flows in each of {ATTEMPTS} attempts: retry in a moment")
+
+    def moved(self, key: FlowKey, revision: int) -> None:
+        """The flow was stored at ``revision`` by other means: forget what it was, and tell whoever watches it."""
+        self._heads.drop(key)
+        self._texts.drop(key)
+        self._ring(key, revision)
+
+    def forget(self, keys: Iterable[FlowKey]) -> None:
+        """Keep nothing in memory of flows that were erased."""
+        for key in keys:
+            self._heads.drop(key)
+            self._texts.drop(key)
+            self._ring(key, 0)
 
     async def close(self, patience: float) -> None:
         """Take no more commits and wait for those under way, at most ``patience`` seconds."""
@@ -362,6 +378,7 @@ class Commits:
 
     async def _settle(self, plans: Mapping[FlowKey, Plan], stored: Stored) -> None:
         """Tell everybody what became of it. Who is told nothing is tried again."""
+        self.batches += 1
         for key, plan in plans.items():
             if key in stored.moved:
                 self._arrived(key, plan)
@@ -382,7 +399,9 @@ class Commits:
             return
         for key, plan in plans.items():
             self._heads.drop(key)
-            if not isinstance(error, asyncpg.UniqueViolationError):  # that is a twin elsewhere: the next attempt finds its answer
+            if plan.head is None and getattr(error, "constraint_name", None) == "events_pkey":  # of a flow that was erased, hashes are left
+                await self._refuse([(waiting, FlowExists(key.flow_id)) for waiting in plan.carried])
+            elif not isinstance(error, asyncpg.UniqueViolationError):  # that is a twin elsewhere: the next attempt finds its answer
                 for waiting in plan.carried:
                     waiting.fail(error)
 
@@ -394,6 +413,7 @@ class Commits:
                 self._texts.put(key, place, step.outcome.event.revision, text)
         for waiting, step in zip(plan.carried, plan.steps, strict=True):
             waiting.succeed(step.committed)
+        self.stored += len(plan.steps)
         self._ring(key, last.outcome.flow.revision)
 
     async def _answer(self, plan: Plan) -> None:

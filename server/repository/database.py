@@ -95,10 +95,13 @@ class Transaction:
 
     connection: PoolConnection
     tenants: str
+    # How long one statement may take, in seconds, where the pool's own limit does not do.
+    seconds: float | None = None
 
     async def rows(self, statement: Statement, values: Mapping[str, object]) -> Sequence[Row]:
         """What the statement returns."""
-        return await self.connection.fetch(statement.text, *statement.arguments({**values, "tenants": self.tenants}))
+        arguments = statement.arguments({**values, "tenants": self.tenants})
+        return await self.connection.fetch(statement.text, *arguments, timeout=self.seconds)
 
 
 class Line:
@@ -158,6 +161,11 @@ class Database:
         """Whether the pool is too small for lines to keep their connections while they have nothing to send."""
         return self._pool.get_max_size() < len(self._lines) + 2
 
+    def use(self) -> dict[str, int]:
+        """How many connections are in use and idle, and how many there may be at most."""
+        idle = self._pool.get_idle_size()
+        return {"in_use": self._pool.get_size() - idle, "idle": idle, "most": self._pool.get_max_size()}
+
     async def lend(self) -> PoolConnection:
         """A free connection. Raises TimeoutError when none comes free in time."""
         return await self._pool.acquire(timeout=self._patience)
@@ -180,15 +188,18 @@ class Database:
             await self.take_back(connection)
 
     @asynccontextmanager
-    async def begin(self, tenants: Sequence[Tenant]) -> AsyncIterator[Transaction]:
-        """A transaction that is committed when the block ends, and rolled back when it raises.
+    async def begin(self, tenants: Sequence[Tenant], seconds: float | None = None) -> AsyncIterator[Transaction]:
+        """A transaction that is committed when the block ends, and rolled back when it raises; ``seconds`` for what takes long by nature.
 
-        A single statement needs none: PostgreSQL begins and commits it in the same round trip (``read``, ``Line.send``).
+        A single statement needs none: PostgreSQL begins and commits it in the same round trip (``read``, ``write``, ``Line.send``).
         Raises StoreUnavailable when PostgreSQL is away; whether it committed is then unknown.
         """
         with translated():
             async with self._connection() as connection, connection.transaction():
-                transaction = Transaction(connection, named(tenants))
+                if seconds is not None:
+                    await connection.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}")
+                    await connection.execute(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
+                transaction = Transaction(connection, named(tenants), seconds)
                 await transaction.rows(_NAME_TENANTS, {})
                 yield transaction
 
@@ -197,6 +208,24 @@ class Database:
         with translated():
             async with self._connection() as connection:
                 return await connection.fetch(statement.text, *statement.arguments({**values, "tenants": named(tenants)}))
+
+    async def write(self, tenants: Iterable[Tenant], statement: Statement, values: Mapping[str, object]) -> Sequence[Row]:
+        """What one writing statement returns, as a transaction of its own. The statement must be behind its ``gate``."""
+        return await self.read(tenants, statement, values)
+
+    async def kek_id(self) -> str | None:
+        """Which key-encryption key the tenants' keys are wrapped with; None before there was one."""
+        with translated():
+            async with self._connection() as connection:
+                found: str | None = await connection.fetchval("SELECT kek_id FROM installation")
+                return found
+
+    async def record_kek_id(self, known: str | None, kek_id: str) -> bool:
+        """Record ``kek_id`` in the place of ``known``; whether that was still what is recorded."""
+        with translated():
+            async with self._connection() as connection:
+                query = "UPDATE installation SET kek_id = $2 WHERE kek_id IS NOT DISTINCT FROM $1 RETURNING true"
+                return bool(await connection.fetchval(query, known, kek_id))
 
     async def token_key(self) -> bytes:
         """The key that every process on this database signs page tokens with."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import zstandard
+
+_Made = TypeVar("_Made")
 
 # Beyond this a document would hold up every other call for longer than a call takes.
 INLINE_BYTES = 64 * 1024
@@ -66,6 +69,11 @@ def unpack_delta(body: bytes, later: bytes) -> bytes:
 
 def _dictionary(text: bytes) -> zstandard.ZstdCompressionDict:
     return zstandard.ZstdCompressionDict(text, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+async def offloaded(size: int, work: Callable[..., _Made], *arguments: Any) -> _Made:
+    """What ``work`` returns; done beside the event loop when what it works on has that many bytes and they are many."""
+    return work(*arguments) if size <= INLINE_BYTES else await asyncio.to_thread(work, *arguments)
 
 
 async def packed_delta(text: bytes, later: bytes) -> bytes:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, Text, bindparam, column, func, literal_column, select
 from sqlalchemy import UUID as UUIDType
@@ -12,7 +11,7 @@ from zstandard import ZstdError
 
 from server.repository import codec, event_codec
 from server.repository.database import Database
-from server.repository.document_store import INLINE_BYTES, content_size, unpack, unpack_delta
+from server.repository.document_store import content_size, offloaded, unpack, unpack_delta
 from server.repository.flows import Head, Record
 from server.repository.history_tables import VersionKind, bases, document_versions
 from server.repository.statement import Statement, gate, gated, mine, opened, same_flow
@@ -22,8 +21,6 @@ from server.statemachine.errors import FlowNotFound, HistoryDamaged, RevisionCom
 from server.statemachine.graphs import BUILT_IN
 from server.statemachine.history import Base, Unexplained, Version, Versions, rebuilt
 from server.statemachine.values import DocumentPlace, FlowKey
-
-_Made = TypeVar("_Made")
 
 _AT: Any = bindparam("at", type_=BigInteger)
 _SINCE: Any = select(func.max(bases.c.revision)).where(*same_flow(bases, flows), bases.c.revision <= _AT).correlate(flows).scalar_subquery()
@@ -118,7 +115,7 @@ class History:
             if oldest is not None and revision < oldest:
                 raise RevisionCompacted(revision, oldest - 1 if oldest > 1 else oldest, head)
             raise HistoryDamaged(revision)
-        return await _offloaded(_size(stored, told), _rebuilt, key, revision, stored, told)
+        return await offloaded(_size(stored, told), _rebuilt, key, revision, stored, told)
 
     async def documents(self, key: FlowKey, versions: Versions) -> Mapping[DocumentPlace, bytes]:
         """The texts of those versions. Raises RevisionCompacted for one that is not kept, HistoryDamaged for one that cannot be rebuilt."""
@@ -136,17 +133,12 @@ class History:
         for name, child_type, *link in rows:
             chains[DocumentPlace(name, child_type)].append((link[0], link[1], link[2]))
         size = sum(version.size for version in versions.values())
-        return await _offloaded(size, _texts, versions, chains)
+        return await offloaded(size, _texts, versions, chains)
 
 
 def _of_flow(key: FlowKey) -> dict[str, object]:
     tenant = key.tenant
     return {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id, "flow_id": key.flow_id}
-
-
-async def _offloaded(size: int, work: Callable[..., _Made], *arguments: Any) -> _Made:
-    """What ``work`` returns; done beside the event loop when it is much."""
-    return work(*arguments) if size <= INLINE_BYTES else await asyncio.to_thread(work, *arguments)
 
 
 def _size(stored: Sequence[Any], told: Sequence[Any]) -> int:

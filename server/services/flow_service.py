@@ -15,6 +15,7 @@ from flowledger.v1 import flow_service_pb2 as pb
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
+from server.checkpoints.precaution import Precaution
 from server.repository import filter as filters
 from server.repository.flows import DeletedFlows
 from server.repository.plan import Asked, Birth
@@ -59,9 +60,19 @@ class Sources:
 class FlowService:
     """Keeps the state of flows."""
 
-    def __init__(self, store: Store, reads: Reads, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes) -> None:
+    def __init__(
+        self,
+        store: Store,
+        reads: Reads,
+        watches: Watches,
+        sources: Sources,
+        limits: document.Limits,
+        token_key: bytes,
+        precaution: Precaution,
+    ) -> None:
+        """``precaution`` takes checkpoints before commits that want one."""
         self._flows, self._history, self._commits = store.flows, store.history, store.commits
-        self._reads, self._watches = reads, watches
+        self._reads, self._watches, self._precaution = reads, watches, precaution
         self._sources, self._limits, self._token_key = sources, limits, token_key
 
     # ---- making and changing --------------------------------------------------------------------------------------------------------
@@ -163,7 +174,7 @@ class FlowService:
 
         if request.validate_only:
             return answer(await self._commits.rehearse_together(commits))
-        found = await self._commits.commit_together(commits, remembered(request, answer))
+        found = await self._precaution.commit_together(commits, remembered(request, answer))
         return found.answer if isinstance(found, Answered) else answer(found)
 
     async def StreamProgress(self, requests: AsyncIterator[pb.StreamProgressRequest], caller: Caller) -> pb.StreamProgressResponse:
@@ -323,7 +334,7 @@ class FlowService:
             return answer([await self._commits.rehearse(asked)])
         if request.request_id:
             asked = replace(asked, request=remembered(request, answer))
-        found = await self._commits.commit(asked)
+        found = await self._precaution.commit(asked)
         return found.answer if isinstance(found, Answered) else answer([found])
 
     async def _past(

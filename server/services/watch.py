@@ -40,6 +40,7 @@ class Watches:
     def __init__(self, flows: Flows, events: Events, wakeups: LocalWakeups, now: Callable[[], datetime], settings: WatchSettings) -> None:
         self._flows, self._events, self._wakeups, self._now, self._settings = flows, events, wakeups, now, settings
         self._draining = False
+        self.open = 0  # streams
         self._told: dict[tuple[Tenant, UUID, int], bytes] = {}
 
     def drain(self) -> None:
@@ -50,9 +51,13 @@ class Watches:
     async def watch(self, request: pb.WatchFlowRequest, caller: Caller, fields: Fields) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
         """The flow's messages, in order, until it ends."""
         watch = self._watch(request, caller.tenant, fields)
-        with self._wakeups.hear(FlowKey(caller.tenant, watch.flow_id)) as moved:
-            async for message in watch.messages(moved):
-                yield message
+        self.open += 1
+        try:
+            with self._wakeups.hear(FlowKey(caller.tenant, watch.flow_id)) as moved:
+                async for message in watch.messages(moved):
+                    yield message
+        finally:
+            self.open -= 1
 
     def told(self, tenant: Tenant, flow_id: UUID, stored: StoredEvent) -> bytes:
         """The event as it is sent: written once, however many watch the flow."""

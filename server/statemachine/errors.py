@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from server.statemachine.checkpoint import Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,16 @@ class ConcurrentModification(FlowError):
             f"flow is at revision {current}, not {expected}: read it again, then retry",
             expected_revision=expected,
             current_revision=current,
+        )
+        self.expected, self.current = expected, current
+
+
+class EtagChanged(ConcurrentModification):
+    """What has an etag was changed since the caller read it."""
+
+    def __init__(self, what: str, expected: int, current: int) -> None:
+        FlowError.__init__(
+            self, f"{what} has etag {current}, not {expected}: read it again, then retry", expected_etag=expected, current_etag=current
         )
         self.expected, self.current = expected, current
 
@@ -229,6 +242,88 @@ class HistoryDamaged(FlowError):
         super().__init__(
             f"revision {revision} cannot be rebuilt, what is stored of it is damaged: ValidateFlow says what, RecoverFlow what can be done",
             revision=revision,
+        )
+
+
+class NoRecoveryPoint(PreconditionFailed):
+    """Nothing that is stored brings the flow back."""
+
+    reason = "NO_RECOVERY_POINT"
+
+    def __init__(self, lowest: str, failures: Mapping[str, str]) -> None:
+        told = "; ".join(f"{rung}: {why}" for rung, why in failures.items())
+        more = "" if lowest == "RESET" else ", or allow a lower rung than " + lowest
+        super().__init__(
+            f"nothing brings the flow back ({told}): restore it from elsewhere{more}",
+            "flow",
+            **{f"{rung.lower()}_failure": why for rung, why in failures.items()},
+        )
+
+
+class CheckpointNotFound(FlowError):
+    """The tenant has no such checkpoint, or it has no such part."""
+
+    reason = "CHECKPOINT_NOT_FOUND"
+
+    def __init__(self, checkpoint_id: UUID, part: str = "") -> None:
+        what = f"checkpoint {checkpoint_id} has no {part}" if part else f"there is no checkpoint {checkpoint_id}"
+        super().__init__(what, checkpoint_id=checkpoint_id)
+
+
+class CheckpointUnreadable(FlowError):
+    """What is stored of the checkpoint is not what was sealed, or its key is gone."""
+
+    reason = "CHECKPOINT_UNREADABLE"
+
+    def __init__(self, checkpoint_id: UUID, flow_id: UUID, cause: Unreadable) -> None:
+        super().__init__(
+            f"checkpoint {checkpoint_id} cannot be read, {cause.value}: restore another one, or an earlier revision of flow {flow_id}",
+            checkpoint_id=checkpoint_id,
+            flow_id=flow_id,
+            cause=cause.name,
+        )
+        self.checkpoint_id, self.flow_id, self.cause = checkpoint_id, flow_id, cause
+
+
+class CheckpointPinned(PreconditionFailed):
+    """A pinned checkpoint is not removed."""
+
+    reason = "CHECKPOINT_PINNED"
+
+    def __init__(self, checkpoint_id: UUID) -> None:
+        super().__init__(f"checkpoint {checkpoint_id} is pinned: unpin it first", "checkpoint", checkpoint_id=checkpoint_id)
+
+
+class OffsetOutOfRange(FlowError):
+    """A download cannot begin behind its end."""
+
+    reason = "OFFSET_OUT_OF_RANGE"
+
+    def __init__(self, offset: int, size: int) -> None:
+        super().__init__(f"offset {offset} is behind the end, the part has {size} bytes", offset=offset, size=size)
+
+
+class NoKey(PreconditionFailed):
+    """The tenant has sealed nothing yet."""
+
+    reason = "NO_KEY"
+
+    def __init__(self) -> None:
+        super().__init__("the tenant has no data key yet: the first checkpoint makes one", "key")
+
+
+class KeyUnavailable(PreconditionFailed):
+    """The tenant's data key cannot be unwrapped on this server."""
+
+    reason = "KEY_UNAVAILABLE"
+
+    def __init__(self, version: int, kek_id: str) -> None:
+        super().__init__(
+            f"the tenant's data key {version} is wrapped with key-encryption key {kek_id}, and this server cannot unwrap it: give it that "
+            "key (FLOWLEDGER_KEYS, or its key file); if it is lost, RotateTenantKey begins with a new data key",
+            "key",
+            key_version=version,
+            kek_id=kek_id,
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum, unique
+from enum import unique
+from uuid import UUID
 
 from server.statemachine import phases
 from server.statemachine.derivation import flow_status
 from server.statemachine.graphs import JOURNEYS
-from server.statemachine.states import RETRYABLE, FlowHold, FlowStatus, PhaseState
+from server.statemachine.states import RETRYABLE, FlowHold, FlowStatus, Member, PhaseState
 from server.statemachine.value import dataclass
 from server.statemachine.values import ChildFlow, Flow, Phase
 
@@ -15,34 +16,46 @@ _S = PhaseState
 
 
 @unique
-class Remedy(Enum):
-    """What may be done."""
+class Remedy(Member):
+    """What may be done; numbers as in the contract."""
 
-    UNDELETE = "undelete"
-    RESUME = "resume"
-    CANCEL = "cancel"
-    START_CHILD = "start_child"
-    BEGIN = "begin"
-    REPORT = "report"
-    VALIDATE = "validate"
-    APPROVE = "approve"
-    REJECT = "reject"
-    RETRY = "retry"
-    GRANT_RETRY = "grant_retry"
-    GIVE_UP = "give_up"
-    REDO = "redo"
-    ROLL_BACK = "roll_back"
-    RESET = "reset"
+    UNDELETE = 1
+    RESUME = 2
+    CANCEL = 3
+    START_CHILD = 4
+    BEGIN = 5
+    REPORT = 6
+    VALIDATE = 7
+    APPROVE = 8
+    REJECT = 9
+    RETRY = 10
+    GRANT_RETRY = 11
+    GIVE_UP = 12
+    REDO = 13
+    ROLL_BACK = 14
+    RESET = 15
+    REVERT = 16
+    RESTORE = 17
+    RECOVER = 18
 
 
 @unique
-class Whom(Enum):
-    """For whom an option is meant."""
+class Whom(Member):
+    """For whom an option is meant; numbers as in the contract."""
 
-    WORKER = "worker"
-    VALIDATOR = "validator"
-    APPROVER = "approver"
-    OWNER = "owner"
+    WORKER = 1
+    VALIDATOR = 2
+    APPROVER = 3
+    OWNER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What an option would lead to; ``phases`` are those that would change, each as `phase: FROM -> TO`."""
+
+    status: FlowStatus
+    progress: float
+    phases: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +67,9 @@ class RecoveryOption:
     why: str
     child_type: str = ""
     phase: str = ""
+    revision: int = 0
+    checkpoint_id: UUID | None = None
+    effect: Effect | None = None
 
 
 def recovery_options(flow: Flow) -> tuple[RecoveryOption, ...]:

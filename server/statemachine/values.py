@@ -130,6 +130,9 @@ class DocumentPlace:
     name: str
     child_type: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name}/{self.child_type}" if self.child_type else self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

@@ -73,14 +73,14 @@ CASES: dict[str, list[Change]] = {
     "document_versions_kind_check": [{"kind": 0}, {"kind": 4}],
     "document_versions_sha256_check": [{"sha256": SHORT}],
     "tenant_keys_version_check": [{"version": -1}],
-    "sealed_contents_size_check": [{"size": -1}, {"stored": -1}, {"chunks": -1}],
+    "sealed_contents_size_check": [{"size": -1}, {"stored": -1}],
     "sealed_contents_digest_check": [{"digest": SHORT}],
     "sealed_chunks_number_check": [{"number": -1}],
     "checkpoints_revision_check": [{"revision": 0}],
     "checkpoints_kind_check": [{"kind": "MANUALLY"}, {"kind": ""}],
     "checkpoints_status_check": [{"status": "DONE"}],
-    "checkpoints_payload_sha256_check": [{"payload_sha256": SHORT}],
     "policies_limits_check": [{"keep_revisions": -1}, {"keep_seconds": -0.5}, {"auto_seconds": 0.0}],
+    "alerts_number_check": [{"number": 0}],
     "alerts_kind_check": [{"kind": "FIRE"}],
     "alerts_severity_check": [{"severity": "INFO"}],
     "alerts_fingerprint_check": [{"fingerprint": SHORT}],
@@ -147,8 +147,13 @@ async def test_every_reference_refuses_a_row_without_its_flow(connection: asyncp
         with pytest.raises(asyncpg.ForeignKeyViolationError) as caught:
             await rows.put(connection, table, rows.row(table, rows.tenant(), uuid4()))
         refused.add(str(caught.value.constraint_name))
-    # A row of checkpoint_parts lacks both that it refers to; PostgreSQL tells of the first.
-    assert set(found) - refused <= {"checkpoint_parts_content_fkey", "checkpoint_parts_checkpoint_fkey"}
+    # Rows of checkpoint_parts and sealed_chunks lack both that they refer to; PostgreSQL tells of the first.
+    pairs = (
+        {"checkpoint_parts_content_fkey", "checkpoint_parts_checkpoint_fkey"},
+        {"sealed_chunks_content_fkey", "sealed_chunks_key_fkey"},
+    )
+    assert [len(pair & refused) for pair in pairs] == [1, 1]
+    assert set(found) - refused <= set().union(*pairs)
     assert {found[name] for name in refused} == set(found.values())
 
 

@@ -73,11 +73,9 @@ def row(table: str, owner: Tenant, flow_id: UUID) -> dict[str, object]:
             "size": 2,
             "stored": 2,
             "create_time": TIME,
-            "chunks": 1,
-            "key_version": 1,
             "digest": HASH,
         },
-        "sealed_chunks": {**mine, "content_id": flow_id, "number": 0, "sealed": b"x"},
+        "sealed_chunks": {**mine, "content_id": flow_id, "number": 0, "key_version": 1, "sealed": b"x"},
         "checkpoints": {
             **mine,
             "checkpoint_id": flow_id,
@@ -97,7 +95,6 @@ def row(table: str, owner: Tenant, flow_id: UUID) -> dict[str, object]:
             "reason": "",
             "labels": "{}",
             "header": b"x",
-            "payload_sha256": None,
         },
         "checkpoint_parts": {**mine, "checkpoint_id": flow_id, "content_id": flow_id, "name": "flow", "child_type": ""},
         "policies": {
@@ -126,6 +123,7 @@ def row(table: str, owner: Tenant, flow_id: UUID) -> dict[str, object]:
             "alert_id": flow_id,
             "flow_id": None,
             "checkpoint_id": None,
+            "number": 1,
             "create_time": TIME,
             "kind": "FLOW_STUCK",
             "severity": "WARNING",
@@ -146,6 +144,7 @@ def row(table: str, owner: Tenant, flow_id: UUID) -> dict[str, object]:
             "actor": "ann",
             "reason": "",
             "digest": HASH,
+            "kek_ids": ["k"],
         },
     }
     for domain, child in children.items():

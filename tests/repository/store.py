@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -19,6 +20,7 @@ from server.repository.events import Events, StoredEvent
 from server.repository.flows import Flows, Head, Record
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed, Request
+from server.statemachine.alert import Alert, AlertKind, AlertSeverity
 from server.statemachine.change import Change, ReportProgress, StartChild, TransitionPhase
 from server.statemachine.event import Cause
 from server.statemachine.flow import Occasion, create
@@ -153,6 +155,12 @@ def again(asked: Asked, occasion: Occasion) -> Asked:
 def report(number: int, of: int = 1000) -> ReportProgress:
     """A progress report of the first phase."""
     return ReportProgress("data_import", number / of)
+
+
+def alert(subject: str, minute: int = 0, **more: Any) -> Alert:
+    """An alert about that subject."""
+    given = {"alert_id": uuid4(), "kind": AlertKind.FLOW_STUCK, "severity": AlertSeverity.WARNING, "message": f"{subject} is stuck"}
+    return Alert(**{**given, "create_time": NOON + timedelta(minutes=minute), "subject": subject, **more})
 
 
 def outsiders(tenant: Tenant) -> dict[str, Tenant]:

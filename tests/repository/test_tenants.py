@@ -5,25 +5,27 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
 import pytest
 
 from server.repository import requests
+from server.repository.alerts import Alerts
 from server.repository.commits import Commits
 from server.repository.events import Events, Narrowing
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows, Flows
 from server.repository.history import History
-from server.repository.requests import Request, answered
+from server.repository.requests import Request, answered, requested
 from server.repository.tables import TENANT_TABLES
 from server.statemachine.change import MergeDocument, PauseFlow, RecordActivity, ReplaceDocument, UpdateFlow
 from server.statemachine.errors import FlowError, FlowNotFound, RevisionCompacted
 from server.statemachine.history import Kept
 from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, FlowKey, Tenant
 from tests.repository import rows
-from tests.repository.store import Store, outsiders, report, request
+from tests.repository.store import NOON, Store, alert, outsiders, report, request
 
 STATE = DocumentPlace("state")
 NEWEST = parse_order("")
@@ -176,7 +178,40 @@ async def request_answered(store: Store, owned: Owned, asker: Tenant) -> None:
     assert await answered(store.database, asker, other_payload) is None  # not "reused" either
 
 
+async def request_requested(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert not await requested(store.database, asker, owned.asking.request_id)
+
+
+async def alert_put(store: Store, owned: Owned, asker: Tenant) -> None:
+    mine = alert("the same thing")
+    assert await Alerts(store.database).put(asker, mine)  # that another tenant was told of it is nothing to this one
+    assert [one.number for one in await Alerts(store.database).after(asker, 0, 10)] == [1]
+
+
+async def alert_page(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert await Alerts(store.database).page(asker, None, None, None, None, 10) == []
+    assert await Alerts(store.database).page(asker, owned.flow_id, None, None, 99, 10) == []
+
+
+async def alert_after(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert await Alerts(store.database).after(asker, 0, 10) == []
+
+
+async def alert_number_of(store: Store, owned: Owned, asker: Tenant) -> None:
+    ((_, known),) = [(one.number, one.alert) for one in await Alerts(store.database).after(owned.tenant, 0, 10)]
+    assert await Alerts(store.database).number_of(asker, known.alert_id) is None
+
+
+async def alert_before(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert await Alerts(store.database).before(asker, NOON + timedelta(days=1)) == 0
+
+
 CASES: dict[str, Case] = {
+    "Alerts.put": alert_put,
+    "Alerts.page": alert_page,
+    "Alerts.after": alert_after,
+    "Alerts.number_of": alert_number_of,
+    "Alerts.before": alert_before,
     "Flows.summary": summary,
     "Flows.summaries": summaries,
     "Flows.head": head,
@@ -200,6 +235,7 @@ CASES: dict[str, Case] = {
     "Commits.commit_together": commit_together,
     "Commits.rehearse_together": rehearse_together,
     "requests.answered": request_answered,
+    "requests.requested": request_requested,
 }
 
 
@@ -221,7 +257,7 @@ def _told_a_tenant(parameters: Iterable[inspect.Parameter]) -> bool:
 
 
 def test_every_function_that_is_told_a_tenant_has_a_case() -> None:
-    assert set(CASES) == of_tenants(Flows, Events, History, Commits, requests)
+    assert set(CASES) == of_tenants(Flows, Events, History, Commits, Alerts, requests)
 
 
 def test_a_new_function_would_be_missed() -> None:
@@ -240,6 +276,7 @@ async def owned_by(store: Store, tenant: Tenant) -> Owned:
     entry = ActivityEntry(ActivityKind.COLLABORATION, participants=("a", "b"))
     await store.commit(store.asked(tenant, flow_id, RecordActivity((entry,))))
     await store.commit(store.asked(tenant, flow_id, PauseFlow("secret"), request=asking))
+    await Alerts(store.database).put(tenant, alert("the same thing", flow_id=flow_id))
     return Owned(tenant, flow_id, asking)
 
 

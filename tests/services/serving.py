@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.conftest import Urls
+from tests.conftest import KEYS, Urls
 
 DEADLINE = 30.0  # seconds
 
@@ -54,6 +54,7 @@ async def served(urls: Urls, **variables: str) -> AsyncIterator[Served]:
         **os.environ,
         "FLOWLEDGER_DATABASE_URL": urls.service,
         "FLOWLEDGER_OWNER_DATABASE_URL": urls.owner,
+        "FLOWLEDGER_KEYS": KEYS,
         "FLOWLEDGER_PORT": "0",
         "FLOWLEDGER_DRAIN_SECONDS": "1",
         "FLOWLEDGER_LOG_FORMAT": "json",

@@ -18,11 +18,15 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from server import app
+from server.checkpoints.places import of_key
 from server.services.boundary import CODES
 from server.statemachine.errors import FlowError
+from server.statemachine.values import Tenant
+from server.vault import EnvironmentKeys, new_key, written
 from tests.cluster import Cluster
 from tests.conftest import Urls, settings
 from tests.services.calls import CALLS
+from tests.services.checkpoints import Sealing
 from tests.services.serving import served
 from tests.tenancy import Refusal, Tenancy
 
@@ -115,6 +119,59 @@ async def _retry_limit_reached(stage: Stage) -> Refusal:
     # A failure becomes RETRY_NEEDED while retries are left, and FAILED when there are none.
     flow_id = await _moved(stage, "IN_PROGRESS", "FAILED", "IN_PROGRESS", "FAILED", "IN_PROGRESS", "FAILED", "IN_PROGRESS", "FAILED")
     return await stage.tenancy.refusal("RetryPhase", flow_id=flow_id, retry={"phase": "data_import"})
+
+
+async def _checkpoint_not_found(stage: Stage) -> Refusal:
+    return await Sealing(stage.tenancy).refusal("GetCheckpoint", checkpoint_id=str(uuid4()))
+
+
+async def _checkpoint_pinned(stage: Stage) -> Refusal:
+    sealing = Sealing(stage.tenancy)
+    taken = await sealing.create((await stage.tenancy.create()).flow_id, pinned=True)
+    return await sealing.refusal("DeleteCheckpoint", checkpoint_id=taken.checkpoint_id)
+
+
+async def _checkpoint_unreadable(stage: Stage) -> Refusal:
+    sealing = Sealing(stage.tenancy)
+    taken = await sealing.create((await stage.tenancy.create()).flow_id)
+    broken = "UPDATE checkpoints SET header = set_byte(header, 20, get_byte(header, 20) # 1) WHERE checkpoint_id = $1"
+    await stage.superuser.execute(broken, UUID(taken.checkpoint_id))
+    return await sealing.refusal("RestoreCheckpoint", checkpoint_id=taken.checkpoint_id)
+
+
+async def _offset_out_of_range(stage: Stage) -> Refusal:
+    sealing = Sealing(stage.tenancy)
+    taken = await sealing.create((await stage.tenancy.create()).flow_id)
+    return await sealing.refusal("DownloadCheckpoint", checkpoint_id=taken.checkpoint_id, offset=10**9)
+
+
+async def _no_key(stage: Stage) -> Refusal:
+    return await Sealing(stage.tenancy).refusal("RotateTenantKey")
+
+
+async def _key_unavailable(stage: Stage) -> Refusal:
+    """A tenant whose keys were wrapped by a server that had another key besides."""
+    flow_id = (await stage.tenancy.create()).flow_id
+    keyring = EnvironmentKeys(written("elsewhere", bytes(32)))
+    tenant = Tenant(stage.tenancy.account, stage.tenancy.engagement)
+    wrapped = [await keyring.wrap(new_key(), of_key(tenant, version)) for version in (0, 1)]
+    for version, one in enumerate(wrapped):
+        await stage.superuser.execute(
+            "INSERT INTO tenant_keys VALUES ($1, $2, $3, now(), $4, $5)",
+            tenant.client_account_id,
+            tenant.engagement_id,
+            version,
+            one.key_id,
+            one.sealed,
+        )
+    return await Sealing(stage.tenancy).refusal("CreateCheckpoint", flow_id=flow_id)
+
+
+async def _no_recovery_point(stage: Stage) -> Refusal:
+    flow_id = (await stage.tenancy.create()).flow_id
+    await stage.superuser.execute("DELETE FROM events WHERE flow_id = $1", UUID(flow_id))
+    await stage.superuser.execute("DELETE FROM discovery_flows WHERE flow_id = $1", UUID(flow_id))
+    return await stage.tenancy.refusal("RecoverFlow", flow_id=flow_id)
 
 
 async def _concurrent_modification(stage: Stage) -> Refusal:
@@ -214,6 +271,13 @@ PROVOCATIONS: Mapping[str, Provocation] = {
     "CHILD_EXISTS": _by(_child_exists, "child_type", "PreconditionFailure"),
     "RETRY_LIMIT_REACHED": _by(_retry_limit_reached, "phase retry_count max_retries retry_allowed", "PreconditionFailure"),
     "CONCURRENT_MODIFICATION": _by(_concurrent_modification, "expected_revision current_revision"),
+    "CHECKPOINT_NOT_FOUND": _by(_checkpoint_not_found, "checkpoint_id"),
+    "CHECKPOINT_PINNED": _by(_checkpoint_pinned, "checkpoint_id", "PreconditionFailure"),
+    "CHECKPOINT_UNREADABLE": _by(_checkpoint_unreadable, "checkpoint_id flow_id cause"),
+    "OFFSET_OUT_OF_RANGE": _by(_offset_out_of_range, "offset size"),
+    "NO_KEY": _by(_no_key, "", "PreconditionFailure"),
+    "KEY_UNAVAILABLE": _by(_key_unavailable, "key_version kek_id", "PreconditionFailure"),
+    "NO_RECOVERY_POINT": _by(_no_recovery_point, "repair_failure revision_failure checkpoint_failure", "PreconditionFailure"),
     "REVISION_COMPACTED": _by(_revision_compacted, "asked_revision oldest_revision head_revision"),
     "HISTORY_DAMAGED": _by(_history_damaged, "revision"),
     "REVISION_IN_FUTURE": _by(_revision_in_future, "asked_revision head_revision"),

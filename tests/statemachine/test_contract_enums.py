@@ -5,9 +5,11 @@ from __future__ import annotations
 from enum import Enum
 
 import pytest
-from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
+from flowledger.v1 import activity_pb2, alert_pb2, checkpoint_pb2, event_pb2, flow_pb2
 from google.protobuf.descriptor import EnumDescriptor
 
+from server.statemachine.alert import AlertKind, AlertSeverity
+from server.statemachine.checkpoint import CheckpointKind
 from server.statemachine.event_filter import EventKind
 from server.statemachine.states import FailureCode, FlowHold, FlowStatus, PhaseState
 from server.statemachine.values import ActivityKind
@@ -20,6 +22,9 @@ from server.statemachine.values import ActivityKind
         (FlowStatus, flow_pb2.FlowStatus.DESCRIPTOR, "FLOW_STATUS_"),
         (FailureCode, flow_pb2.FailureCode.DESCRIPTOR, "FAILURE_CODE_"),
         (FlowHold, event_pb2.FlowHold.DESCRIPTOR, "FLOW_HOLD_"),
+        (AlertKind, alert_pb2.AlertKind.DESCRIPTOR, "ALERT_KIND_"),
+        (AlertSeverity, alert_pb2.AlertSeverity.DESCRIPTOR, "ALERT_SEVERITY_"),
+        (CheckpointKind, checkpoint_pb2.CheckpointKind.DESCRIPTOR, "CHECKPOINT_KIND_"),
         (ActivityKind, activity_pb2.ActivityKind.DESCRIPTOR, "ACTIVITY_KIND_"),
         (EventKind, event_pb2.EventKind.DESCRIPTOR, "EVENT_KIND_"),
     ],

@@ -9,6 +9,8 @@ from flowledger.v1 import document_pb2 as _document_pb2
 from flowledger.v1 import event_pb2 as _event_pb2
 from flowledger.v1 import flow_pb2 as _flow_pb2
 from flowledger.v1 import history_pb2 as _history_pb2
+from flowledger.v1 import integrity_pb2 as _integrity_pb2
+from flowledger.v1 import recovery_pb2 as _recovery_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -1562,6 +1564,170 @@ class ForkFlowResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForkFlowResponse: _TypeAlias = ForkFlowResponse  # noqa: Y015
+
+@_typing.final
+class ValidateFlowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_ID_FIELD_NUMBER: _builtins.int
+    flow_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        flow_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_id", b"flow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidateFlowRequest: _TypeAlias = ValidateFlowRequest  # noqa: Y015
+
+@_typing.final
+class ValidateFlowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    OMITTED_COUNT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    MENDABLE_FIELD_NUMBER: _builtins.int
+    omitted_count: _builtins.int
+    """How many more there are."""
+    revision: _builtins.int
+    """The newest revision that the row or an event tells of."""
+    mendable: _builtins.bool
+    """Whether RecoverFlow has anything to do. Findings that stay for good (an event was lost, or changed; an old revision can no longer be rebuilt) need no recovery."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_pb2.Finding]:
+        """What is wrong, the flow as it is first; empty when nothing is. At most 200."""
+
+    def __init__(
+        self,
+        *,
+        findings: _abc.Iterable[_integrity_pb2.Finding] | None = ...,
+        omitted_count: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        mendable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "mendable", b"mendable", "omitted_count", b"omitted_count", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidateFlowResponse: _TypeAlias = ValidateFlowResponse  # noqa: Y015
+
+@_typing.final
+class GetRecoveryOptionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_ID_FIELD_NUMBER: _builtins.int
+    flow_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        flow_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_id", b"flow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecoveryOptionsRequest: _TypeAlias = GetRecoveryOptionsRequest  # noqa: Y015
+
+@_typing.final
+class GetRecoveryOptionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that they were found at."""
+    @_builtins.property
+    def options(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.RecoveryOption]: ...
+    def __init__(
+        self,
+        *,
+        options: _abc.Iterable[_recovery_pb2.RecoveryOption] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecoveryOptionsResponse: _TypeAlias = GetRecoveryOptionsResponse  # noqa: Y015
+
+@_typing.final
+class RecoverFlowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_ID_FIELD_NUMBER: _builtins.int
+    LOWEST_RUNG_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    flow_id: _builtins.str
+    lowest_rung: _recovery_pb2.RecoveryRung.ValueType
+    """How far down to climb; default CHECKPOINT."""
+    reason: _builtins.str
+    """For people; at most 2,000 characters. Stands in the event and in the quarantine."""
+    expected_revision: _builtins.int
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        flow_id: _builtins.str = ...,
+        lowest_rung: _recovery_pb2.RecoveryRung.ValueType = ...,
+        reason: _builtins.str = ...,
+        expected_revision: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_revision", b"expected_revision", "flow_id", b"flow_id", "lowest_rung", b"lowest_rung", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverFlowRequest: _TypeAlias = RecoverFlowRequest  # noqa: Y015
+
+@_typing.final
+class RecoverFlowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    FLOW_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def plan(self) -> _recovery_pb2.RecoveryPlan: ...
+    @_builtins.property
+    def flow(self) -> _flow_pb2.Flow:
+        """The flow as it is then; absent when it cannot be read and nothing brings it back."""
+
+    @_builtins.property
+    def event(self) -> _event_pb2.FlowEvent:
+        """Absent when nothing was to be done."""
+
+    def __init__(
+        self,
+        *,
+        plan: _recovery_pb2.RecoveryPlan | None = ...,
+        flow: _flow_pb2.Flow | None = ...,
+        event: _event_pb2.FlowEvent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "flow", b"flow", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "flow", b"flow", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverFlowResponse: _TypeAlias = RecoverFlowResponse  # noqa: Y015
 
 @_typing.final
 class WatchFlowRequest(_message.Message):

@@ -165,6 +165,21 @@ class FlowServiceStub(object):
                 request_serializer=flowledger_dot_v1_dot_flow__service__pb2.ForkFlowRequest.SerializeToString,
                 response_deserializer=flowledger_dot_v1_dot_flow__service__pb2.ForkFlowResponse.FromString,
                 _registered_method=True)
+        self.ValidateFlow = channel.unary_unary(
+                '/flowledger.v1.FlowService/ValidateFlow',
+                request_serializer=flowledger_dot_v1_dot_flow__service__pb2.ValidateFlowRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_flow__service__pb2.ValidateFlowResponse.FromString,
+                _registered_method=True)
+        self.GetRecoveryOptions = channel.unary_unary(
+                '/flowledger.v1.FlowService/GetRecoveryOptions',
+                request_serializer=flowledger_dot_v1_dot_flow__service__pb2.GetRecoveryOptionsRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_flow__service__pb2.GetRecoveryOptionsResponse.FromString,
+                _registered_method=True)
+        self.RecoverFlow = channel.unary_unary(
+                '/flowledger.v1.FlowService/RecoverFlow',
+                request_serializer=flowledger_dot_v1_dot_flow__service__pb2.RecoverFlowRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_flow__service__pb2.RecoverFlowResponse.FromString,
+                _registered_method=True)
         self.WatchFlow = channel.unary_stream(
                 '/flowledger.v1.FlowService/WatchFlow',
                 request_serializer=flowledger_dot_v1_dot_flow__service__pb2.WatchFlowRequest.SerializeToString,
@@ -436,6 +451,42 @@ class FlowServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ValidateFlow(self, request, context):
+        """Looks whether what is stored of a flow can be right: the row and its children by themselves, documents, activity, the whole history with its hashes, what old revisions are
+        rebuilt from, checkpoints, and each against the others.
+
+        Reads everything that is stored of the flow and changes nothing; nothing that stands there makes it fail. A flow whose row is gone is found by what is left of it.
+        Fails with NOT_FOUND FLOW_NOT_FOUND when there is no trace of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRecoveryOptions(self, request, context):
+        """Lists what may be done now to bring a flow on, for whom, why, and what each would lead to: its own commands, earlier revisions, its newest checkpoint that opens, and RecoverFlow
+        when something is wrong with what is stored.
+
+        Reads as ValidateFlow does. Fails with NOT_FOUND FLOW_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecoverFlow(self, request, context):
+        """Brings a flow back whose stored state is damaged, by the first rung that holds: nothing to do; what can be derived or is told by the history; the newest sure revision; the newest
+        checkpoint that opens; the flow as it was created, only when lowest_rung names it.
+
+        Writes, in one commit, what is stored into the quarantine; then the flow at a new revision, above every one that it was ever at, one event with a `replaced` change (RECOVERY), and a `lost`
+        event in the place of each that is gone or cannot be read. A hold, a cancellation and a deletion that are known of stay. Where nothing is to be done, nothing is written, and the
+        request_id is not remembered. Raises an alert: FLOW_RECOVERED, or RECOVERY_FAILED.
+        Fails with NOT_FOUND FLOW_NOT_FOUND when there is no trace of the flow; ABORTED CONCURRENT_MODIFICATION when it is at another revision than expected_revision (that of the row, or the
+        one that ValidateFlow tells); FAILED_PRECONDITION NO_RECOVERY_POINT when no rung that is allowed holds.
+        validate_only: yes. The response is then the plan, with the difference, also when no rung holds. Returns the BASIC view.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchFlow(self, request, context):
         """Pushes a flow's progress until it ends.
 
@@ -565,6 +616,21 @@ def add_FlowServiceServicer_to_server(servicer, server):
                     servicer.ForkFlow,
                     request_deserializer=flowledger_dot_v1_dot_flow__service__pb2.ForkFlowRequest.FromString,
                     response_serializer=flowledger_dot_v1_dot_flow__service__pb2.ForkFlowResponse.SerializeToString,
+            ),
+            'ValidateFlow': grpc.unary_unary_rpc_method_handler(
+                    servicer.ValidateFlow,
+                    request_deserializer=flowledger_dot_v1_dot_flow__service__pb2.ValidateFlowRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_flow__service__pb2.ValidateFlowResponse.SerializeToString,
+            ),
+            'GetRecoveryOptions': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRecoveryOptions,
+                    request_deserializer=flowledger_dot_v1_dot_flow__service__pb2.GetRecoveryOptionsRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_flow__service__pb2.GetRecoveryOptionsResponse.SerializeToString,
+            ),
+            'RecoverFlow': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecoverFlow,
+                    request_deserializer=flowledger_dot_v1_dot_flow__service__pb2.RecoverFlowRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_flow__service__pb2.RecoverFlowResponse.SerializeToString,
             ),
             'WatchFlow': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchFlow,
@@ -1209,6 +1275,87 @@ class FlowService(object):
             '/flowledger.v1.FlowService/ForkFlow',
             flowledger_dot_v1_dot_flow__service__pb2.ForkFlowRequest.SerializeToString,
             flowledger_dot_v1_dot_flow__service__pb2.ForkFlowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ValidateFlow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.FlowService/ValidateFlow',
+            flowledger_dot_v1_dot_flow__service__pb2.ValidateFlowRequest.SerializeToString,
+            flowledger_dot_v1_dot_flow__service__pb2.ValidateFlowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRecoveryOptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.FlowService/GetRecoveryOptions',
+            flowledger_dot_v1_dot_flow__service__pb2.GetRecoveryOptionsRequest.SerializeToString,
+            flowledger_dot_v1_dot_flow__service__pb2.GetRecoveryOptionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecoverFlow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.FlowService/RecoverFlow',
+            flowledger_dot_v1_dot_flow__service__pb2.RecoverFlowRequest.SerializeToString,
+            flowledger_dot_v1_dot_flow__service__pb2.RecoverFlowResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -202,6 +202,30 @@ class FlowServiceStub:
     (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
     validate_only: yes. Returns the BASIC view.
     """
+    ValidateFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.ValidateFlowRequest, _flow_service_pb2.ValidateFlowResponse]
+    """Looks whether what is stored of a flow can be right: the row and its children by themselves, documents, activity, the whole history with its hashes, what old revisions are
+    rebuilt from, checkpoints, and each against the others.
+
+    Reads everything that is stored of the flow and changes nothing; nothing that stands there makes it fail. A flow whose row is gone is found by what is left of it.
+    Fails with NOT_FOUND FLOW_NOT_FOUND when there is no trace of it.
+    """
+    GetRecoveryOptions: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.GetRecoveryOptionsRequest, _flow_service_pb2.GetRecoveryOptionsResponse]
+    """Lists what may be done now to bring a flow on, for whom, why, and what each would lead to: its own commands, earlier revisions, its newest checkpoint that opens, and RecoverFlow
+    when something is wrong with what is stored.
+
+    Reads as ValidateFlow does. Fails with NOT_FOUND FLOW_NOT_FOUND.
+    """
+    RecoverFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.RecoverFlowRequest, _flow_service_pb2.RecoverFlowResponse]
+    """Brings a flow back whose stored state is damaged, by the first rung that holds: nothing to do; what can be derived or is told by the history; the newest sure revision; the newest
+    checkpoint that opens; the flow as it was created, only when lowest_rung names it.
+
+    Writes, in one commit, what is stored into the quarantine; then the flow at a new revision, above every one that it was ever at, one event with a `replaced` change (RECOVERY), and a `lost`
+    event in the place of each that is gone or cannot be read. A hold, a cancellation and a deletion that are known of stay. Where nothing is to be done, nothing is written, and the
+    request_id is not remembered. Raises an alert: FLOW_RECOVERED, or RECOVERY_FAILED.
+    Fails with NOT_FOUND FLOW_NOT_FOUND when there is no trace of the flow; ABORTED CONCURRENT_MODIFICATION when it is at another revision than expected_revision (that of the row, or the
+    one that ValidateFlow tells); FAILED_PRECONDITION NO_RECOVERY_POINT when no rung that is allowed holds.
+    validate_only: yes. The response is then the plan, with the difference, also when no rung holds. Returns the BASIC view.
+    """
     WatchFlow: _grpc.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowRequest, _flow_service_pb2.WatchFlowResponse]
     """Pushes a flow's progress until it ends.
 
@@ -384,6 +408,30 @@ class FlowServiceAsyncStub(FlowServiceStub):
     Fails with NOT_FOUND FLOW_NOT_FOUND (the source); ALREADY_EXISTS FLOW_EXISTS (new_flow_id is taken); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED
     (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
     validate_only: yes. Returns the BASIC view.
+    """
+    ValidateFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.ValidateFlowRequest, _flow_service_pb2.ValidateFlowResponse]  # type: ignore[assignment]
+    """Looks whether what is stored of a flow can be right: the row and its children by themselves, documents, activity, the whole history with its hashes, what old revisions are
+    rebuilt from, checkpoints, and each against the others.
+
+    Reads everything that is stored of the flow and changes nothing; nothing that stands there makes it fail. A flow whose row is gone is found by what is left of it.
+    Fails with NOT_FOUND FLOW_NOT_FOUND when there is no trace of it.
+    """
+    GetRecoveryOptions: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.GetRecoveryOptionsRequest, _flow_service_pb2.GetRecoveryOptionsResponse]  # type: ignore[assignment]
+    """Lists what may be done now to bring a flow on, for whom, why, and what each would lead to: its own commands, earlier revisions, its newest checkpoint that opens, and RecoverFlow
+    when something is wrong with what is stored.
+
+    Reads as ValidateFlow does. Fails with NOT_FOUND FLOW_NOT_FOUND.
+    """
+    RecoverFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.RecoverFlowRequest, _flow_service_pb2.RecoverFlowResponse]  # type: ignore[assignment]
+    """Brings a flow back whose stored state is damaged, by the first rung that holds: nothing to do; what can be derived or is told by the history; the newest sure revision; the newest
+    checkpoint that opens; the flow as it was created, only when lowest_rung names it.
+
+    Writes, in one commit, what is stored into the quarantine; then the flow at a new revision, above every one that it was ever at, one event with a `replaced` change (RECOVERY), and a `lost`
+    event in the place of each that is gone or cannot be read. A hold, a cancellation and a deletion that are known of stay. Where nothing is to be done, nothing is written, and the
+    request_id is not remembered. Raises an alert: FLOW_RECOVERED, or RECOVERY_FAILED.
+    Fails with NOT_FOUND FLOW_NOT_FOUND when there is no trace of the flow; ABORTED CONCURRENT_MODIFICATION when it is at another revision than expected_revision (that of the row, or the
+    one that ValidateFlow tells); FAILED_PRECONDITION NO_RECOVERY_POINT when no rung that is allowed holds.
+    validate_only: yes. The response is then the plan, with the difference, also when no rung holds. Returns the BASIC view.
     """
     WatchFlow: _aio.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowRequest, _flow_service_pb2.WatchFlowResponse]  # type: ignore[assignment]
     """Pushes a flow's progress until it ends.
@@ -702,6 +750,48 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
         Fails with NOT_FOUND FLOW_NOT_FOUND (the source); ALREADY_EXISTS FLOW_EXISTS (new_flow_id is taken); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED
         (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
         validate_only: yes. Returns the BASIC view.
+        """
+
+    @_abc_1.abstractmethod
+    def ValidateFlow(
+        self,
+        request: _flow_service_pb2.ValidateFlowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_flow_service_pb2.ValidateFlowResponse, _abc.Awaitable[_flow_service_pb2.ValidateFlowResponse]]:
+        """Looks whether what is stored of a flow can be right: the row and its children by themselves, documents, activity, the whole history with its hashes, what old revisions are
+        rebuilt from, checkpoints, and each against the others.
+
+        Reads everything that is stored of the flow and changes nothing; nothing that stands there makes it fail. A flow whose row is gone is found by what is left of it.
+        Fails with NOT_FOUND FLOW_NOT_FOUND when there is no trace of it.
+        """
+
+    @_abc_1.abstractmethod
+    def GetRecoveryOptions(
+        self,
+        request: _flow_service_pb2.GetRecoveryOptionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_flow_service_pb2.GetRecoveryOptionsResponse, _abc.Awaitable[_flow_service_pb2.GetRecoveryOptionsResponse]]:
+        """Lists what may be done now to bring a flow on, for whom, why, and what each would lead to: its own commands, earlier revisions, its newest checkpoint that opens, and RecoverFlow
+        when something is wrong with what is stored.
+
+        Reads as ValidateFlow does. Fails with NOT_FOUND FLOW_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RecoverFlow(
+        self,
+        request: _flow_service_pb2.RecoverFlowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_flow_service_pb2.RecoverFlowResponse, _abc.Awaitable[_flow_service_pb2.RecoverFlowResponse]]:
+        """Brings a flow back whose stored state is damaged, by the first rung that holds: nothing to do; what can be derived or is told by the history; the newest sure revision; the newest
+        checkpoint that opens; the flow as it was created, only when lowest_rung names it.
+
+        Writes, in one commit, what is stored into the quarantine; then the flow at a new revision, above every one that it was ever at, one event with a `replaced` change (RECOVERY), and a `lost`
+        event in the place of each that is gone or cannot be read. A hold, a cancellation and a deletion that are known of stay. Where nothing is to be done, nothing is written, and the
+        request_id is not remembered. Raises an alert: FLOW_RECOVERED, or RECOVERY_FAILED.
+        Fails with NOT_FOUND FLOW_NOT_FOUND when there is no trace of the flow; ABORTED CONCURRENT_MODIFICATION when it is at another revision than expected_revision (that of the row, or the
+        one that ValidateFlow tells); FAILED_PRECONDITION NO_RECOVERY_POINT when no rung that is allowed holds.
+        validate_only: yes. The response is then the plan, with the difference, also when no rung holds. Returns the BASIC view.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,1 @@
+"""Sealed copies of flows: taken, kept, opened, brought back."""
