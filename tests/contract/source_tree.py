@@ -21,10 +21,11 @@ ROOMS: dict[str, frozenset[str]] = {
     "settings": frozenset(),
     "log": frozenset(),
     "programs": frozenset(),
+    "signing": frozenset(),  # keys for others to be handed; sees nobody
     "cluster": frozenset({"programs"}),
     "embedded": frozenset({"cluster", "programs"}),
     "app": frozenset(
-        {"services", "repository", "statemachine", "cache", "wakeups", "settings", "log", "embedded"},
+        {"services", "repository", "statemachine", "cache", "wakeups", "settings", "log", "embedded", "signing"},
     ),
     "cli": frozenset({"app", "settings", "log", "embedded", "repository", "statemachine"}),
     "__main__": frozenset({"cli"}),
