@@ -17,8 +17,7 @@ from server.repository.database import Database
 from server.repository.document_store import INLINE_BYTES
 from server.repository.gathered import wanted, wanted_values
 from server.repository.history_tables import bases
-from server.repository.statement import Statement, gate, gated, mine, opened, same_flow
-from server.repository.table_parts import TENANT_KEY
+from server.repository.statement import Statement, gate, gated, mine, mine_of, of_tenant, opened, same_flow
 from server.repository.tables import events, flows
 from server.statemachine.audit import AuditBreak, BreakKind
 from server.statemachine.errors import FlowNotFound, RevisionCompacted, StoreUnavailable
@@ -60,7 +59,7 @@ _anchors: Any = (
     .correlate(_asked)
 )
 _row: Any = select(func.row(flows.c.revision, flows.c.head_hash)).where(*same_flow(flows, _asked)).correlate(_asked)
-_erased: Any = select(literal_column("1")).where(*(erasures.c[key] == _asked.c[key] for key in TENANT_KEY)).correlate(_asked)
+_erased: Any = select(literal_column("1")).where(*mine_of(erasures, _asked)).correlate(_asked)
 # One snapshot for all of it.
 _PAGE = Statement(
     gated(
@@ -81,7 +80,7 @@ def _of_events() -> Statement:
     later = events.alias("later")
     found = select(events.c.flow_id).where(opened(opener), *mine(events), events.c.flow_id >= _FROM).order_by(events.c.flow_id).limit(1)
     ids = found.cte("ids", recursive=True)
-    following: Any = select(later.c.flow_id).where(opened(opener), *mine(later), later.c.flow_id > ids.c.flow_id)  # type: ignore[arg-type]
+    following: Any = select(later.c.flow_id).where(opened(opener), *mine(later), later.c.flow_id > ids.c.flow_id)
     following = following.order_by(later.c.flow_id).limit(1).correlate(ids).scalar_subquery()
     ids = ids.union_all(select(following).where(ids.c.flow_id.is_not(None)))
     return Statement(select(ids.c.flow_id).where(ids.c.flow_id.is_not(None)).limit(_SIZE))
@@ -128,7 +127,7 @@ class Audit:
         """The ids of all flows of the tenant, in order, with those of which nothing but events is left."""
         first: int | None = 0
         while first is not None:
-            values = {**_of(tenant), "first": UUID(int=first), "size": FLOWS}
+            values = {**of_tenant(tenant), "first": UUID(int=first), "size": FLOWS}
             pages = [[row[0] for row in await self._database.read([tenant], statement, values)] for statement in (_OF_FLOWS, _OF_EVENTS)]
             # Beyond the end of a full page there may be others that the page did not come to.
             end = min((page[-1] for page in pages if len(page) == FLOWS), default=None)
@@ -229,7 +228,3 @@ class Audit:
                     return link.revision
             seen, after = seen + len(links), links[-1].revision
         return None
-
-
-def _of(tenant: Tenant) -> dict[str, object]:
-    return {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id}

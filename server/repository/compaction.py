@@ -23,6 +23,7 @@ from server.repository.database import Database, Transaction
 from server.repository.document_store import packed
 from server.repository.history import History
 from server.repository.history_tables import VersionKind
+from server.repository.statement import given_values, of_tenant
 from server.statemachine.audit import AuditBreak, BreakKind
 from server.statemachine.derivation import flow_status
 from server.statemachine.document import sha256
@@ -101,8 +102,7 @@ class Compaction:
         first: int | None = 0 if policy.keep_revisions else None
         while first is not None:
             values = {
-                "client_account_id": tenant.client_account_id,
-                "engagement_id": tenant.engagement_id,
+                **of_tenant(tenant),
                 "first": UUID(int=first),
                 "keep": policy.keep_revisions,
                 "least": least,
@@ -226,17 +226,12 @@ class Compaction:
             return None
         added = 0
         if step.bases:
-            revisions, hashes, bodies, signatures = map(list, zip(*step.bases, strict=True))
-            values = {"put_revision": revisions, "put_hash": hashes, "put_body": bodies, "put_signature": signatures}
-            added += (await transaction.rows(sql.PUT_BASES, {**flow, **values}))[0][0]
+            added += (await transaction.rows(sql.PUT_BASES, {**flow, **given_values("put", sql.BASES, step.bases)}))[0][0]
         if step.whole:
-            names, child_types, revisions, bodies = map(list, zip(*step.whole, strict=True))
-            values = {"put_name": names, "put_child_type": child_types, "put_revision": revisions, "put_body": bodies}
-            added += (await transaction.rows(sql.MAKE_WHOLE, {**flow, **values}))[0][0]
-        gone = events = (0, 0)
+            added += (await transaction.rows(sql.MAKE_WHOLE, {**flow, **given_values("put", sql.WHOLE, step.whole)}))[0][0]
+        gone = (0, 0)
         if step.versions_gone:
-            names, child_types, revisions, _ = map(list, zip(*step.versions_gone, strict=True))
-            values = {"put_name": names, "put_child_type": child_types, "put_revision": revisions}
+            values = given_values("gone", sql.NAMED, [row[:3] for row in step.versions_gone])
             gone = (await transaction.rows(sql.REMOVE_VERSIONS, {**flow, **values}))[0]
         freed = (await transaction.rows(sql.REMOVE_BASES, {**flow, "revisions": list(step.bases_gone)}))[0][1]
         events = (await transaction.rows(sql.REMOVE_EVENTS, {**flow, "horizon": step.horizon}))[0]
@@ -269,5 +264,4 @@ def _next(survey: _Survey, wanted: Retention) -> Retention:
 
 
 def _of_flow(key: FlowKey) -> dict[str, object]:
-    tenant = key.tenant
-    return {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id, "flow_id": key.flow_id}
+    return {**of_tenant(key.tenant), "flow_id": key.flow_id}

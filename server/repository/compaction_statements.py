@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Integer, LargeBinary, Text, bindparam, column, func, literal_column, select, update
+from sqlalchemy import ARRAY, BigInteger, Integer, LargeBinary, Text, bindparam, func, literal_column, select, update
 from sqlalchemy import UUID as UUIDType
 from sqlalchemy import delete as deletion
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from server.repository.checkpoint_tables import checkpoints
 from server.repository.history_tables import VersionKind, bases, document_versions
-from server.repository.statement import Statement, gate, gated, mine, opened, same_flow
+from server.repository.statement import Columns, Statement, gate, gated, given, mine, opened, same_flow
 from server.repository.table_parts import FLOW_KEY, TENANT_KEY, TIME
 from server.repository.tables import events, flows
 from server.statemachine.retention import UNWELL
@@ -88,10 +88,10 @@ STANDS = Statement(gated(select(flows.c.revision).where(*_of_flow(flows)).with_f
 OLDEST = Statement(gated(select(func.min(events.c.revision)).where(*_of_flow(events))))
 
 
-def _columns(names: dict[str, Any]) -> Any:
-    """A table of values, each column an array."""
-    arrays = [bindparam(f"put_{name}", type_=ARRAY(kind)) for name, kind in names.items()]
-    return func.unnest(*arrays).table_valued(*(column(name, kind) for name, kind in names.items())).render_derived(name="put")
+# What travels for each part.
+BASES: Columns = {"revision": BigInteger(), "hash": LargeBinary(), "body": LargeBinary(), "signature": LargeBinary()}
+NAMED: Columns = {"name": Text(), "child_type": Text(), "revision": BigInteger()}
+WHOLE: Columns = {**NAMED, "body": LargeBinary()}
 
 
 def _key() -> list[Any]:
@@ -100,9 +100,8 @@ def _key() -> list[Any]:
 
 def _put_bases() -> Statement:
     opener = gate()
-    names = {"revision": BigInteger, "hash": LargeBinary, "body": LargeBinary, "signature": LargeBinary}
-    put = _columns(names)
-    putting = upsert(bases).from_select([*FLOW_KEY, *names], select(*_key(), *put.c).where(opened(opener)))
+    put = given("put", BASES)
+    putting = upsert(bases).from_select([*FLOW_KEY, *BASES], select(*_key(), *put.c).where(opened(opener)))
     changed = {name: putting.excluded[name] for name in ("hash", "body", "signature")}
     stored = putting.on_conflict_do_update(index_elements=[*FLOW_KEY, "revision"], set_=changed).returning(bases.c.body).cte("stored")
     return Statement(select(func.coalesce(func.sum(func.octet_length(stored.c.body)), literal_column("0"))))
@@ -113,7 +112,7 @@ PUT_BASES = _put_bases()
 
 def _make_whole() -> Statement:
     opener = gate()
-    put = _columns({"name": Text, "child_type": Text, "revision": BigInteger, "body": LargeBinary})
+    put = given("put", WHOLE)
     table = document_versions
     same = [table.c[name] == put.c[name] for name in ("name", "child_type", "revision")]
     done = (
@@ -135,7 +134,7 @@ def _removing(table: Any, conditions: list[Any]) -> Statement:
     return Statement(select(func.count(), func.coalesce(func.sum(func.octet_length(gone.c.body)), literal_column("0"))).select_from(gone))
 
 
-_gone = _columns({"name": Text, "child_type": Text, "revision": BigInteger})
-REMOVE_VERSIONS = _removing(document_versions, [document_versions.c[name] == _gone.c[name] for name in ("name", "child_type", "revision")])
+_gone = given("gone", NAMED)
+REMOVE_VERSIONS = _removing(document_versions, [document_versions.c[name] == _gone.c[name] for name in NAMED])
 REMOVE_BASES = _removing(bases, [bases.c.revision == func.any(bindparam("revisions", type_=ARRAY(BigInteger)))])
 REMOVE_EVENTS = _removing(events, [events.c.revision <= _HORIZON])

@@ -13,15 +13,14 @@ from itertools import groupby
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import UUID as UUIDType
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Integer,
     LargeBinary,
     Text,
     and_,
     bindparam,
-    column,
     exists,
     func,
     literal_column,
@@ -29,7 +28,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy import UUID as UUIDType
 from zstandard import ZstdError
 
 from server.repository.commit_statement import WHOLE_EVERY
@@ -39,7 +37,7 @@ from server.repository.database import Database
 from server.repository.document_store import packed_delta, unpack_delta, unpacked
 from server.repository.history import History
 from server.repository.history_tables import VersionKind, document_versions
-from server.repository.statement import Statement, gate, gated, mine, opened, same_flow
+from server.repository.statement import Columns, Statement, gate, gated, given, given_values, mine, of_tenant, opened, same_flow
 from server.repository.table_parts import TIME
 from server.repository.tables import documents, flows
 from server.statemachine.document import sha256
@@ -119,15 +117,16 @@ _BODY = Statement(
 )
 
 
+_GIVEN: Columns = {
+    "name": Text(), "child_type": Text(), "revision": BigInteger(), "sha256": LargeBinary(),
+    "following": BigInteger(), "following_sha256": LargeBinary(), "body": LargeBinary(),
+}  # fmt: skip
+
+
 def _store() -> Statement:
     """Makes whole versions into deltas, each if it and the next version are still what the delta was made of."""
     opener = gate()
-    kinds = {
-        "name": Text, "child_type": Text, "revision": BigInteger, "sha256": LargeBinary,
-        "following": BigInteger, "following_sha256": LargeBinary, "body": LargeBinary,
-    }  # fmt: skip
-    arrays: list[Any] = [bindparam(f"put_{name}", type_=ARRAY(kind)) for name, kind in kinds.items()]
-    put = func.unnest(*arrays).table_valued(*(column(name, kind) for name, kind in kinds.items())).render_derived(name="put")
+    put = given("put", _GIVEN)
     table: Any = document_versions
     later, between = document_versions.alias("later"), document_versions.alias("between")
 
@@ -176,6 +175,11 @@ class Stored:
     stored: int
 
     @property
+    def named(self) -> tuple[str, str, int]:
+        """How the database names it within its flow."""
+        return self.place.name, self.place.child_type, self.revision
+
+    @property
     def version(self) -> Version:
         """Which version it is."""
         return Version(self.revision, self.size, self.sha256)
@@ -221,7 +225,7 @@ class Packing:
         """The tenant's flows that were changed since then and may have something to store smaller."""
         first: int | None = 0
         while first is not None:
-            values = {**_of(tenant), "first": UUID(int=first), "since": since, "size": FLOWS}
+            values = {**of_tenant(tenant), "first": UUID(int=first), "since": since, "size": FLOWS}
             rows = await self._database.read([tenant], _CANDIDATES, values)
             for row in rows:
                 yield row[0]
@@ -229,7 +233,7 @@ class Packing:
 
     async def pack(self, key: FlowKey) -> int:
         """How many bytes were saved. What is damaged, or was changed meanwhile, stays as it is."""
-        values = {**_of(key.tenant), "flow_id": key.flow_id}
+        values = {**of_tenant(key.tenant), "flow_id": key.flow_id}
         rows = await self._database.read([key.tenant], _VERSIONS, values)
         versions = [Stored(DocumentPlace(name, child_type), *rest) for name, child_type, *rest in rows]
         versions.sort(key=lambda one: (one.place, one.revision))
@@ -262,7 +266,7 @@ class Packing:
 
     async def _whole(self, key: FlowKey, one: Stored) -> bytes | None:
         values = {"flow_id": key.flow_id, "name": one.place.name, "child_type": one.place.child_type, "revision": one.revision}
-        rows = await self._database.read([key.tenant], _BODY, {**_of(key.tenant), **values})
+        rows = await self._database.read([key.tenant], _BODY, {**of_tenant(key.tenant), **values})
         try:
             text = (await unpacked([rows[0][0]]))[0] if rows else None
         except ZstdError:
@@ -272,25 +276,14 @@ class Packing:
     async def _store(self, key: FlowKey, deltas: Sequence[_Delta]) -> int:
         if not deltas:
             return 0
-        values = {
-            "put_name": [one.version.place.name for one in deltas],
-            "put_child_type": [one.version.place.child_type for one in deltas],
-            "put_revision": [one.version.revision for one in deltas],
-            "put_sha256": [one.version.sha256 for one in deltas],
-            "put_following": [one.following.revision for one in deltas],
-            "put_following_sha256": [one.following.sha256 for one in deltas],
-            "put_body": [one.body for one in deltas],
-        }
+        rows = [(*one.version.named, one.version.sha256, one.following.revision, one.following.sha256, one.body) for one in deltas]
+        values = given_values("put", _GIVEN, rows)
         async with self._database.begin([key.tenant]) as transaction:
             await transaction.rows(LOCK, {"lock": lock_of(key)})
-            done = await transaction.rows(_STORE, {**_of(key.tenant), "flow_id": key.flow_id, **values})
+            done = await transaction.rows(_STORE, {**of_tenant(key.tenant), "flow_id": key.flow_id, **values})
         return sum(one.saved for one in deltas) if done[0][0] == len(deltas) else 0
 
 
 async def _unpacks(body: bytes, following: bytes, text: bytes) -> bool:
     """Whether the delta is what it should be: it takes the place of the only copy."""
     return await asyncio.to_thread(unpack_delta, body, following) == text
-
-
-def _of(tenant: Tenant) -> dict[str, object]:
-    return {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
+from sqlalchemy import CTE, LargeBinary, bindparam, insert, select
 from sqlalchemy import UUID as UUIDType
-from sqlalchemy import bindparam, select
+from sqlalchemy.types import TypeEngine
 
 from server.repository.database import Database
-from server.repository.statement import Statement, gated, mine
+from server.repository.statement import Statement, gated, mine, of_tenant, opened
+from server.repository.table_parts import TENANT_KEY, TIME
 from server.repository.tables import requests
 from server.statemachine.errors import RequestIdReused
 from server.statemachine.event import Event
@@ -43,6 +47,47 @@ class Answered:
     answer: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A request and the answer to be remembered for it, where that is known before anything is stored."""
+
+    request_id: UUID
+    payload_hash: bytes
+    answer: bytes
+
+
+# Stands for the flow of a request that is about none, or about many.
+NO_FLOW = UUID(int=0)
+
+
+def put_reply(opener: CTE, done: CTE) -> CTE:
+    """What remembers a reply in the same statement, if ``done`` has a row. Its values are ``reply_values``."""
+    own: dict[str, TypeEngine[Any]] = {
+        "request_id": UUIDType(),
+        "flow_id": UUIDType(),
+        "create_time": TIME,
+        "payload_hash": LargeBinary(),
+        "answer": LargeBinary(),
+    }
+    rows = select(
+        *(bindparam(key, type_=UUIDType()) for key in TENANT_KEY), *(bindparam(f"reply_{name}", type_=kind) for name, kind in own.items())
+    ).where(opened(opener), select(done.c[0]).limit(1).scalar_subquery().is_not(None))
+    return insert(requests).from_select([*TENANT_KEY, *own], rows).returning(requests.c.client_account_id).cte("put_reply")
+
+
+def reply_values(reply: Reply | None, flow_id: UUID, now: datetime) -> dict[str, object]:
+    """The values of ``put_reply``; nothing without a reply."""
+    if reply is None:
+        return {}
+    return {
+        "reply_request_id": reply.request_id,
+        "reply_flow_id": flow_id,
+        "reply_create_time": now,
+        "reply_payload_hash": reply.payload_hash,
+        "reply_answer": reply.answer,
+    }
+
+
 _FIND = Statement(
     gated(
         select(requests.c.payload_hash, requests.c.answer).where(
@@ -52,14 +97,9 @@ _FIND = Statement(
 )
 
 
-async def answered(database: Database, tenant: Tenant, request: Request) -> Answered | None:
+async def answered(database: Database, tenant: Tenant, request: Request | Reply) -> Answered | None:
     """What the request was answered before; None when it is new. Raises RequestIdReused when the id was given to another request."""
-    values = {
-        "client_account_id": tenant.client_account_id,
-        "engagement_id": tenant.engagement_id,
-        "request_id": request.request_id,
-    }
-    rows = await database.read([tenant], _FIND, values)
+    rows = await database.read([tenant], _FIND, {**of_tenant(tenant), "request_id": request.request_id})
     if not rows:
         return None
     payload_hash, answer = rows[0]

@@ -5,17 +5,21 @@ Core costs 450 us a call and the driver 100 (PERFORMANCE.md), so Core is the lan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Select, Table, Text, bindparam, func, literal_column, select
+from sqlalchemy import ARRAY, CTE, ColumnElement, Select, TableValuedAlias, Text, bindparam, column, func, literal_column, select
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.sql.expression import ClauseElement
+from sqlalchemy.types import TypeEngine
 
 from server.repository.table_parts import TENANT_KEY
 from server.repository.tables import TENANTS_SETTING
 from server.statemachine.values import Tenant
+
+# What travels, column by column.
+Columns = Mapping[str, TypeEngine[Any]]
 
 _DIALECT = dialect()  # type: ignore[no-untyped-call]
 
@@ -68,9 +72,32 @@ def same_flow(one: Any, other: Any) -> list[ColumnElement[bool]]:
     return [one.c[key] == other.c[key] for key in (*TENANT_KEY, "flow_id")]
 
 
-def mine(table: Table) -> list[ColumnElement[bool]]:
+def mine(table: Any) -> list[ColumnElement[bool]]:
     """The conditions that pick one tenant's rows; the parameters are called as the columns."""
     return [table.c[key] == bindparam(key, type_=table.c[key].type) for key in TENANT_KEY]
+
+
+def of_tenant(tenant: Tenant) -> dict[str, object]:
+    """The values of ``mine``."""
+    return {"client_account_id": tenant.client_account_id, "engagement_id": tenant.engagement_id}
+
+
+def mine_of(table: Any, other: Any) -> list[ColumnElement[bool]]:
+    """The conditions under which a row of ``table`` is of the same tenant as one of ``other``."""
+    return [table.c[key] == other.c[key] for key in TENANT_KEY]
+
+
+def given(part: str, columns: Columns) -> TableValuedAlias:
+    """Rows that the caller gives, as a table called ``part``."""
+    arrays = [bindparam(f"{part}_{name}", type_=ARRAY(kind)) for name, kind in columns.items()]
+    return func.unnest(*arrays).table_valued(*(column(name, kind) for name, kind in columns.items())).render_derived(name=part)
+
+
+def given_values(part: str, columns: Iterable[str], rows: Iterable[Sequence[object]]) -> dict[str, object]:
+    """The values of ``given``."""
+    names = [f"{part}_{name}" for name in columns]
+    found = list(zip(*rows, strict=True)) or [()] * len(names)
+    return {name: list(values) for name, values in zip(names, found, strict=True)}
 
 
 def gated(query: Select[Any]) -> Select[Any]:

@@ -16,7 +16,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from server.repository import filter as filters
-from server.repository.flows import DeletedFlows, Record
+from server.repository.flows import DeletedFlows
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed
 from server.repository.store import Store
@@ -25,14 +25,15 @@ from server.services.answers import basic_answer, event_of, remembered, summary_
 from server.services.caller import Caller
 from server.services.fields import NAME_LENGTH, Fields
 from server.services.progress_stream import ProgressStream
+from server.services.reads import Reads
 from server.services.watch import Watches
 from server.statemachine import change as ask
 from server.statemachine import document
 from server.statemachine.derivation import summary
-from server.statemachine.errors import LimitExceeded, RevisionInFuture
+from server.statemachine.errors import LimitExceeded
 from server.statemachine.flow import Occasion
 from server.statemachine.graphs import JOURNEYS
-from server.statemachine.values import FlowKey, FlowSummary, Tenant
+from server.statemachine.values import FlowKey, FlowSummary
 
 FLOWS_PAGE, FLOWS_PAGE_MOST = 50, 500
 BATCH_FLOWS = 100
@@ -43,6 +44,7 @@ _Read = TypeVar("_Read")
 _Response = TypeVar("_Response", bound=Message)
 _SUMMARY, _BASIC, _FULL = flow_pb2.FLOW_VIEW_SUMMARY, flow_pb2.FLOW_VIEW_BASIC, flow_pb2.FLOW_VIEW_FULL
 
+_CONSISTENCIES = frozenset(pb.ReadConsistency.values())
 _VIEWS, _FORMS = frozenset(flow_pb2.FlowView.values()), frozenset(document_pb2.DocumentForm.values())
 
 
@@ -57,9 +59,9 @@ class Sources:
 class FlowService:
     """Keeps the state of flows."""
 
-    def __init__(self, store: Store, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes) -> None:
+    def __init__(self, store: Store, reads: Reads, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes) -> None:
         self._flows, self._history, self._commits = store.flows, store.history, store.commits
-        self._watches = watches
+        self._reads, self._watches = reads, watches
         self._sources, self._limits, self._token_key = sources, limits, token_key
 
     # ---- making and changing --------------------------------------------------------------------------------------------------------
@@ -170,25 +172,25 @@ class FlowService:
 
     # ---- reading --------------------------------------------------------------------------------------------------------------------
 
-    async def GetFlow(self, request: pb.GetFlowRequest, caller: Caller) -> pb.GetFlowResponse:
+    async def GetFlow(self, request: pb.GetFlowRequest, caller: Caller) -> pb.GetFlowResponse | bytes:
         """The flow in the view asked for."""
         fields = Fields(self._limits)
         flow_id = fields.uuid("flow_id", request.flow_id)
         least = fields.revision("min_revision", request.min_revision)
         view = _view(fields, request.view, _BASIC)
         _check_form(fields, request.form)
+        _check_consistency(fields, request.consistency)
         at = fields.revision("at_revision", request.at_revision)
         if at and least:
             fields.wrong("at_revision", "does not go with min_revision: an old revision is never newer than itself")
         fields.check()
+        key = FlowKey(caller.tenant, flow_id)
         if at:
-            return pb.GetFlowResponse(flow=await self._past(FlowKey(caller.tenant, flow_id), at, view, request.form))
-        flow = (await self._in_view(caller.tenant, [flow_id], view, request.form))[0]
-        if flow.revision < least:
-            raise RevisionInFuture(least, flow.revision)
-        return pb.GetFlowResponse(flow=flow)
+            return pb.GetFlowResponse(flow=await self._past(key, at, view, request.form))
+        read = self._reads.recent_flow if request.consistency == pb.READ_CONSISTENCY_CACHED else self._reads.flow
+        return await read(key, view, request.form, least)
 
-    async def BatchGetFlows(self, request: pb.BatchGetFlowsRequest, caller: Caller) -> pb.BatchGetFlowsResponse:
+    async def BatchGetFlows(self, request: pb.BatchGetFlowsRequest, caller: Caller) -> pb.BatchGetFlowsResponse | bytes:
         """The flows in the order asked for."""
         _limited("flow_ids", BATCH_FLOWS, len(request.flow_ids))
         fields = Fields(self._limits)
@@ -197,8 +199,13 @@ class FlowService:
         flow_ids = [fields.uuid(f"flow_ids[{at}]", text) for at, text in enumerate(request.flow_ids)]
         view = _view(fields, request.view, _BASIC)
         _check_form(fields, request.form)
+        _check_consistency(fields, request.consistency)
         fields.check()
-        return pb.BatchGetFlowsResponse(flows=await self._in_view(caller.tenant, flow_ids, view, request.form))
+        if request.consistency == pb.READ_CONSISTENCY_CACHED:
+            keys = [FlowKey(caller.tenant, flow_id) for flow_id in flow_ids]
+            # Each answer holds one flow as field 1, so that together they are the response.
+            return b"".join(await asyncio.gather(*(self._reads.recent_flow(key, view, request.form, 0) for key in keys)))
+        return pb.BatchGetFlowsResponse(flows=await self._reads.flows(caller.tenant, flow_ids, view, request.form))
 
     async def ListFlows(self, request: pb.ListFlowsRequest, caller: Caller) -> pb.ListFlowsResponse:
         """One page of flows."""
@@ -221,7 +228,7 @@ class FlowService:
         token = page_token.seal(self._token_key, purpose, owner, query, _place(order, page[-1])) if len(found) > size else ""
         if view == _BASIC and page:
             ids = [said.flow_id for said in page]
-            flows = await self._in_view(caller.tenant, ids, _BASIC, document_pb2.DOCUMENT_FORM_JSON)
+            flows = await self._reads.flows(caller.tenant, ids, _BASIC, document_pb2.DOCUMENT_FORM_JSON)
         else:
             flows = [convert.summarized(said) for said in page]
         return pb.ListFlowsResponse(flows=flows, next_page_token=token)
@@ -323,31 +330,9 @@ class FlowService:
         self, key: FlowKey, at: int, view: flow_pb2.FlowView.ValueType, form: document_pb2.DocumentForm.ValueType
     ) -> flow_pb2.Flow:
         if view == _FULL:
-            return (await self._full([await self._history.record(key, at)], form))[0]
+            return (await self._reads.full([await self._history.record(key, at)], form))[0]
         flow = (await self._history.base(key, at)).flow
         return convert.summarized(summary(flow)) if view == _SUMMARY else convert.basic(flow)
-
-    async def _in_view(
-        self, tenant: Tenant, flow_ids: Sequence[UUID], view: flow_pb2.FlowView.ValueType, form: document_pb2.DocumentForm.ValueType
-    ) -> list[flow_pb2.Flow]:
-        if view == _SUMMARY:
-            if len(flow_ids) == 1:
-                return [convert.summarized(await self._flows.summary(tenant, flow_ids[0]))]
-            return [convert.summarized(said) for said in await self._flows.summaries(tenant, flow_ids)]
-        if view == _BASIC:
-            return [convert.basic(flow) for flow in await self._flows.flows(tenant, flow_ids)]
-        return await self._full(await self._flows.records(tenant, flow_ids), form)
-
-    async def _full(self, records: Sequence[Record], form: document_pb2.DocumentForm.ValueType) -> list[flow_pb2.Flow]:
-        size = sum(len(text) for record in records for text in record.documents.values())
-        most = self._limits.max_bytes * 3
-        if size > most:
-            raise LimitExceeded("documents of one response (bytes)", most, size)
-
-        def written() -> list[flow_pb2.Flow]:
-            return [convert.full(record.head.flow, record.documents, record.activity, form) for record in records]
-
-        return await asyncio.to_thread(written) if size > INLINE_BYTES else written()
 
 
 @cache
@@ -370,6 +355,11 @@ def _view(fields: Fields, view: flow_pb2.FlowView.ValueType, default: flow_pb2.F
 def _check_form(fields: Fields, form: document_pb2.DocumentForm.ValueType) -> None:
     if form not in _FORMS:
         fields.wrong("form", f"{form} is unknown; one of JSON, STRUCT")
+
+
+def _check_consistency(fields: Fields, consistency: pb.ReadConsistency.ValueType) -> None:
+    if consistency not in _CONSISTENCIES:
+        fields.wrong("consistency", f"{consistency} is unknown; one of STRONG, CACHED")
 
 
 def _place(order: filters.Order, last: FlowSummary) -> bytes:

@@ -61,6 +61,10 @@ async def lock(store: Store, owned: Owned, asker: Tenant) -> None:
         assert await store.flows.lock(transaction, FlowKey(asker, owned.flow_id)) is None
 
 
+async def revision(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert await store.flows.revision(FlowKey(asker, owned.flow_id)) is None
+
+
 async def kept(store: Store, owned: Owned, asker: Tenant) -> None:
     assert await store.flows.kept(FlowKey(asker, owned.flow_id)) == Kept()
 
@@ -180,6 +184,7 @@ CASES: dict[str, Case] = {
     "History.record": past_record,
     "History.base": past_base,
     "History.documents": past_documents,
+    "Flows.revision": revision,
     "Flows.kept": kept,
     "Flows.kept_within": kept_within,
     "Flows.heads": heads,

@@ -26,6 +26,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ReadConsistency:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReadConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReadConsistency.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    READ_CONSISTENCY_UNSPECIFIED: _ReadConsistency.ValueType  # 0
+    """The default: strong."""
+    READ_CONSISTENCY_STRONG: _ReadConsistency.ValueType  # 1
+    """Whatever was committed before the call is seen, whoever committed it and through which server. The flow's revision is asked of the database."""
+    READ_CONSISTENCY_CACHED: _ReadConsistency.ValueType  # 2
+    """What some server read or committed at most some seconds ago (README: FLOWLEDGER_CACHE_SECONDS), without asking the database where that is known. Never older than
+    min_revision: a caller that gives the revision of its own last change reads its own writes, on any server.
+    """
+
+class ReadConsistency(_ReadConsistency, metaclass=_ReadConsistencyEnumTypeWrapper):
+    """How current a read must be."""
+
+READ_CONSISTENCY_UNSPECIFIED: ReadConsistency.ValueType  # 0
+"""The default: strong."""
+READ_CONSISTENCY_STRONG: ReadConsistency.ValueType  # 1
+"""Whatever was committed before the call is seen, whoever committed it and through which server. The flow's revision is asked of the database."""
+READ_CONSISTENCY_CACHED: ReadConsistency.ValueType  # 2
+"""What some server read or committed at most some seconds ago (README: FLOWLEDGER_CACHE_SECONDS), without asking the database where that is known. Never older than
+min_revision: a caller that gives the revision of its own last change reads its own writes, on any server.
+"""
+Global___ReadConsistency: _TypeAlias = ReadConsistency  # noqa: Y015
+
 class _WatchStart:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -225,6 +253,7 @@ class GetFlowRequest(_message.Message):
     FORM_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
     AT_REVISION_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.str
     view: _flow_pb2.FlowView.ValueType
     """Default BASIC."""
@@ -233,6 +262,7 @@ class GetFlowRequest(_message.Message):
     """The flow must be at least at this revision; 0 = any."""
     at_revision: _builtins.int
     """As the flow was at this revision; 0 = as it is. Not together with min_revision."""
+    consistency: Global___ReadConsistency.ValueType
     def __init__(
         self,
         *,
@@ -241,10 +271,11 @@ class GetFlowRequest(_message.Message):
         form: _document_pb2.DocumentForm.ValueType = ...,
         min_revision: _builtins.int = ...,
         at_revision: _builtins.int = ...,
+        consistency: Global___ReadConsistency.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_revision", b"at_revision", "flow_id", b"flow_id", "form", b"form", "min_revision", b"min_revision", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_revision", b"at_revision", "consistency", b"consistency", "flow_id", b"flow_id", "form", b"form", "min_revision", b"min_revision", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -277,9 +308,11 @@ class BatchGetFlowsRequest(_message.Message):
     FLOW_IDS_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     FORM_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     view: _flow_pb2.FlowView.ValueType
     """Default BASIC."""
     form: _document_pb2.DocumentForm.ValueType
+    consistency: Global___ReadConsistency.ValueType
     @_builtins.property
     def flow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to 100."""
@@ -290,10 +323,11 @@ class BatchGetFlowsRequest(_message.Message):
         flow_ids: _abc.Iterable[_builtins.str] | None = ...,
         view: _flow_pb2.FlowView.ValueType = ...,
         form: _document_pb2.DocumentForm.ValueType = ...,
+        consistency: Global___ReadConsistency.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_ids", b"flow_ids", "form", b"form", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "flow_ids", b"flow_ids", "form", b"form", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
