@@ -178,6 +178,12 @@ class Settings(BaseSettings):
     listen_url: DatabaseUrl | None = None
     """PostgreSQL itself, for LISTEN, when FLOWLEDGER_DATABASE_URL leads through a pooler in transaction mode; unset takes that one."""
 
+    sweep_seconds: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 60.0
+    """Seconds between two rounds of what is done in the background (compaction, packing, old request ids); 0 does none of it here."""
+
+    request_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    """Days that request ids are kept at least; those of a flow that can still be changed are kept longer, until it has rested as long."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
 

@@ -79,7 +79,15 @@ def shared_urls(postgres: Cluster, template: str) -> Iterator[Urls]:
 
 def settings(urls: Urls, **more: object) -> Settings:
     """Settings of a server on that database, on a port that the kernel chooses."""
-    given = {"port": 0, "database_url": urls.service, "owner_database_url": urls.owner, "drain_seconds": 1.0, "pool_max": 10, **more}
+    given = {
+        "port": 0,
+        "sweep_seconds": 0,
+        "database_url": urls.service,
+        "owner_database_url": urls.owner,
+        "drain_seconds": 1.0,
+        "pool_max": 10,
+        **more,
+    }
     return Settings.model_validate(given)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -15,6 +15,7 @@ from server.repository.admin_tables import erasures
 from server.repository.chain import Anchor, Link, Verifies, Walk
 from server.repository.database import Database
 from server.repository.document_store import INLINE_BYTES
+from server.repository.event_codec import NO_HASH
 from server.repository.gathered import wanted, wanted_values
 from server.repository.history_tables import bases
 from server.repository.statement import Statement, gate, gated, mine, mine_of, of_tenant, opened, same_flow
@@ -100,6 +101,11 @@ class Page:
     links: tuple[Link, ...]
 
     @property
+    def erasable(self) -> bool:
+        """Whether what the events say may have been erased: of a flow that stands it must not."""
+        return self.head is None and self.erased
+
+    @property
     def size(self) -> int:
         """The bytes of what the events say."""
         return sum(len(link.body) for link in self.links)
@@ -114,6 +120,15 @@ class Audited:
     broken: AuditBreak | None
     head: tuple[int, bytes]
     noted: dict[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Some events of a flow; ``before`` is the hash that the first one follows where its predecessor was compacted."""
+
+    links: tuple[Link, ...]
+    before: bytes | None
+    head: tuple[int, bytes]
 
 
 class Audit:
@@ -147,24 +162,53 @@ class Audit:
             tuple(Link(*row) for row in links),
         )
 
-    async def follow(self, key: FlowKey, until: int | None = None, asked: frozenset[int] = frozenset()) -> Audited:
+    async def exported(self, key: FlowKey) -> AsyncIterator[Exported]:
+        """The flow's events in order, page by page, up to where it was in the beginning. Raises FlowNotFound."""
+        page = await self.page(key, 0)
+        head = page.head
+        if head is None and page.newest is None:
+            raise FlowNotFound(key.flow_id)
+        last, position = head[0] if head is not None else page.newest or 0, 0
+        while page.links:
+            if page.links[0].revision > last:
+                if page.head is None or position == last:
+                    break
+                head, last = page.head, page.head[0]  # compaction went past what was the end
+            links = tuple(link for link in page.links if link.revision <= last)
+            before = None
+            if links[0].revision != position + 1:
+                before = next((anchor.hash for anchor in page.anchors if anchor.revision == links[0].revision - 1), None)
+            position = links[-1].revision
+            yield Exported(links, before, head or (position, links[-1].hash))
+            page = await self.page(key, position)
+        if position == 0:
+            yield Exported((), None, head or (0, NO_HASH))
+
+    async def follow(
+        self,
+        key: FlowKey,
+        until: int | None = None,
+        asked: frozenset[int] = frozenset(),
+        heard: Callable[[int], None] = lambda _: None,
+    ) -> Audited:
         """What is found along the flow's chain, up to its end or to ``until``; the hashes of revisions ``asked`` for are noted.
 
+        ``heard`` is told how many events have been gone through by then.
         Raises FlowNotFound when there is neither a flow nor events, and RevisionCompacted when events beyond ``until`` were compacted.
         """
         for _ in range(_ATTEMPTS):
-            found = await self._follow(key, until, asked)
+            found = await self._follow(key, until, asked, heard)
             if found is not None:
                 return found
         raise StoreUnavailable("the flow was compacted again and again while its chain was followed: retry in a moment")
 
-    async def _follow(self, key: FlowKey, until: int | None, asked: frozenset[int]) -> Audited | None:
+    async def _follow(self, key: FlowKey, until: int | None, asked: frozenset[int], heard: Callable[[int], None]) -> Audited | None:
         """As above; None when compaction went past the flow's end as it was in the beginning."""
         page = await self.page(key, 0)
         head, newest = page.head, page.newest
         if head is None and newest is None:
             raise FlowNotFound(key.flow_id)
-        walk = Walk(key, head is None and page.erased, asked=asked)
+        walk = Walk(key, page.erasable, asked=asked)
         for false in self._false(page, key):
             walk.breaks(false.revision, BreakKind.BASE, "what compaction left of the history up to here does not carry our signature")
         last = until or (newest if head is None else head[0]) or 0
@@ -183,6 +227,7 @@ class Audit:
                 await asyncio.to_thread(walk.follow, links)
             else:
                 walk.follow(links)
+            heard(walk.events)
             if walk.broken is None:
                 page = await self.page(key, walk.revision)
         await self._conclude(walk, head, newest, last, until)
@@ -190,7 +235,7 @@ class Audit:
 
     def _false(self, page: Page, key: FlowKey) -> list[Anchor]:
         """What is there in the place of events and was not left by compaction. Without anything that was, events are simply missing."""
-        holding = {anchor.revision for anchor in page.anchors if anchor.holds(key, self._verifies)}
+        holding = {anchor.revision for anchor in page.anchors if anchor.holds(key, self._verifies, emptied=page.erasable)}
         least = page.links[0].revision - 1 if page.links else 0
         return [
             anchor
@@ -200,7 +245,11 @@ class Audit:
 
     def _anchor(self, page: Page, walk: Walk) -> Anchor | None:
         """The newest that stands for what was compacted after where the walk is."""
-        found = [anchor for anchor in page.anchors if anchor.revision > walk.revision and anchor.holds(walk.key, self._verifies)]
+        found = [
+            anchor
+            for anchor in page.anchors
+            if anchor.revision > walk.revision and anchor.holds(walk.key, self._verifies, emptied=page.erasable)
+        ]
         return found[-1] if found else None
 
     async def _conclude(self, walk: Walk, head: tuple[int, bytes] | None, newest: int | None, last: int, until: int | None) -> None:

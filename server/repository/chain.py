@@ -8,6 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from server.repository import event_codec
+from server.repository.table_parts import HASH_BYTES
 from server.statemachine.audit import AuditBreak, BreakKind
 from server.statemachine.document import sha256
 from server.statemachine.value import dataclass
@@ -18,6 +19,7 @@ Verifies = Callable[[bytes, bytes], bool]
 Signs = Callable[[bytes], bytes]
 
 _ANCHOR = b"flowledger base 1\0"
+_EMPTY = sha256(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +58,33 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A base of what was compacted: it stands for all events up to its revision, if its signature is ours."""
+    """A base of what was compacted: it stands for all events up to its revision, if its signature is ours.
+
+    The signature has two halves, over the event's hash alone and over what the base holds as well, so that the first still holds when
+    the base is emptied because its tenant was erased.
+    """
 
     revision: int
     hash: bytes
     signature: bytes | None
     body_sha256: bytes
 
-    def signed(self, key: FlowKey) -> bytes:
-        """What its signature is over."""
-        return b"".join((_ANCHOR, key, self.revision.to_bytes(8, "big"), self.hash, self.body_sha256))
+    def signed(self, key: FlowKey, sign: Signs) -> bytes:
+        """Its signature."""
+        place = self._place(key)
+        return sign(place) + sign(place + self.body_sha256)
 
-    def holds(self, key: FlowKey, verifies: Verifies) -> bool:
-        """Whether it is as compaction left it."""
-        return self.signature is not None and verifies(self.signed(key), self.signature)
+    def holds(self, key: FlowKey, verifies: Verifies, *, emptied: bool = False) -> bool:
+        """Whether it is as compaction left it, or but for what it held where that was ``emptied``."""
+        if self.signature is None or len(self.signature) != 2 * HASH_BYTES:
+            return False
+        place, whole = self._place(key), self.signature[HASH_BYTES:]
+        if not verifies(place, self.signature[:HASH_BYTES]):
+            return False
+        return (emptied and self.body_sha256 == _EMPTY) or verifies(place + self.body_sha256, whole)
+
+    def _place(self, key: FlowKey) -> bytes:
+        return b"".join((_ANCHOR, key, self.revision.to_bytes(8, "big"), self.hash))
 
 
 @dataclass(frozen=False, slots=True)

@@ -202,7 +202,7 @@ class Compaction:
     async def _signed(self, key: FlowKey, revision: int, base: Base) -> tuple[int, bytes, bytes, bytes]:
         body = await packed(codec.base_to_bytes(base))
         anchor = Anchor(revision, base.hash, None, await asyncio.to_thread(sha256, body))
-        return revision, base.hash, body, self._sign(anchor.signed(key))
+        return revision, base.hash, body, anchor.signed(key, self._sign)
 
     async def _carry_out(self, key: FlowKey, step: _Step, rehearse: bool) -> Removed | None:
         """What went; None when the history is not any more what the step relies on."""

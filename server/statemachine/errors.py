@@ -107,6 +107,16 @@ class ConcurrentModification(FlowError):
         self.expected, self.current = expected, current
 
 
+class EtagChanged(ConcurrentModification):
+    """What has an etag was changed since the caller read it."""
+
+    def __init__(self, what: str, expected: int, current: int) -> None:
+        FlowError.__init__(
+            self, f"{what} has etag {current}, not {expected}: read it again, then retry", expected_etag=expected, current_etag=current
+        )
+        self.expected, self.current = expected, current
+
+
 class PreconditionFailed(FlowError):
     """The flow is not in a state that allows the change; ``subject`` names what is in the way."""
 

@@ -23,11 +23,27 @@ ROOMS: dict[str, frozenset[str]] = {
     "settings": frozenset(),
     "log": frozenset(),
     "programs": frozenset(),
+    "sweeper": frozenset({"statemachine"}),  # does jobs; what they are is not its business
+    "upkeep": frozenset({"repository", "statemachine"}),  # jobs; the sweeper's way in, as services are the callers'
     "signing": frozenset(),  # keys for others to be handed; sees nobody
     "cluster": frozenset({"programs"}),
     "embedded": frozenset({"cluster", "programs"}),
     "app": frozenset(
-        {"services", "repository", "statemachine", "cache", "wakeups", "breaker", "redis_link", "settings", "log", "embedded", "signing"},
+        {
+            "services",
+            "repository",
+            "statemachine",
+            "cache",
+            "wakeups",
+            "breaker",
+            "redis_link",
+            "settings",
+            "log",
+            "embedded",
+            "signing",
+            "sweeper",
+            "upkeep",
+        },
     ),
     "workers": frozenset(),
     "cli": frozenset({"app", "workers", "settings", "log", "embedded", "repository", "statemachine"}),
@@ -65,6 +81,7 @@ CATCH_ALLS: dict[str, tuple[int, str]] = {
         2,
         "the lane that carries commits is a supervised loop: neither a faulty batch nor a faulty flow in it may stop it",
     ),
+    "sweeper.py": (2, "a supervised loop: neither one job's trouble nor one tenant's may stop the others"),
     "repository/gathered.py": (2, "the loop that carries reads hands every error to the callers it belongs to, and to nobody else"),
 }
 # asyncpg commits a statement outside a transaction by itself, so whoever can send one commits.

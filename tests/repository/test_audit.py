@@ -217,7 +217,7 @@ async def test_what_one_flow_lost_is_no_erasure(store: Store, tenant: Tenant, tr
 
 
 def anchored(key: FlowKey, revision: int, link: bytes, body: bytes) -> bytes:
-    return sign(Anchor(revision, link, None, hashlib.sha256(body).digest()).signed(key))
+    return Anchor(revision, link, None, hashlib.sha256(body).digest()).signed(key, sign)
 
 
 async def cut(truth: asyncpg.Connection, store: Store, key: FlowKey, revision: int) -> None:
@@ -243,6 +243,9 @@ async def test_a_signed_base_stands_for_the_events_before_it(store: Store, tenan
         "UPDATE bases SET hash = sha256(hash) WHERE flow_id = $1",
         "UPDATE bases SET body = '{ }' WHERE flow_id = $1",
         "UPDATE bases SET signature = sha256(signature) WHERE flow_id = $1",
+        "UPDATE bases SET signature = substr(signature, 1, 32) || sha256('') WHERE flow_id = $1",
+        "UPDATE bases SET signature = substr(signature, 1, 32), body = '' WHERE flow_id = $1",
+        "UPDATE bases SET body = '' WHERE flow_id = $1",
         "UPDATE bases SET signature = NULL WHERE flow_id = $1",
     ],
 )
@@ -268,6 +271,17 @@ async def test_a_base_that_was_taken_away_or_moved_is_missed(store: Store, tenan
     assert await found(store, key) == (1, B.MISSING)
 
 
+async def test_the_chain_of_erased_events_that_were_compacted_holds(store: Store, tenant: Tenant, truth: asyncpg.Connection) -> None:
+    key = await lived(store, tenant)
+    await cut(truth, store, key, 5)
+    await erased(truth, store, tenant)
+    await truth.execute("UPDATE bases SET body = '' WHERE flow_id = $1", key.flow_id)
+    audited = await audit_of(store).follow(key)
+    assert (audited.events, audited.erased, audited.broken, audited.head[0]) == (3, 3, None, 8)
+    await truth.execute("UPDATE bases SET hash = sha256(hash) WHERE flow_id = $1", key.flow_id)
+    assert await found(store, key) == (5, B.BASE)
+
+
 async def test_another_flows_signature_is_not_taken(store: Store, tenant: Tenant, truth: asyncpg.Connection) -> None:
     key, other = await lived(store, tenant), await lived(store, tenant)
     for one in (key, other):
@@ -282,7 +296,7 @@ async def test_a_base_that_anybody_put_there_does_not_excuse_missing_events(
 ) -> None:
     key = await lived(store, tenant)
     link = (await audit_of(store).page(key, 4, 1)).links[0]
-    await rows.put(truth, "bases", {**rows.row("bases", tenant, key.flow_id), "revision": 5, "hash": link.hash, "signature": bytes(32)})
+    await rows.put(truth, "bases", {**rows.row("bases", tenant, key.flow_id), "revision": 5, "hash": link.hash, "signature": bytes(64)})
     await truth.execute("DELETE FROM events WHERE flow_id = $1 AND revision <= 5", key.flow_id)
     assert await found(store, key) == (5, B.BASE)
 
