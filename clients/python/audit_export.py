@@ -54,9 +54,13 @@ def read(file: BinaryIO) -> Iterator[pb.ExportAuditResponse]:
         if len(length) < 4 or len(body) < size:
             raise Broken("the file is cut off")
         try:
-            yield pb.ExportAuditResponse.FromString(body)
+            message = pb.ExportAuditResponse.FromString(body)
         except DecodeError:
             raise Broken("the file is not a saved export, or was changed") from None
+        message.DiscardUnknownFields()  # type: ignore[no-untyped-call, unused-ignore]
+        if message.ByteSize() != size:
+            raise Broken("the file holds what this verifier does not know: it was changed, or is of a newer service")
+        yield message
 
 
 def save(messages: Messages, file: BinaryIO) -> None:
@@ -150,6 +154,8 @@ class _Chain:
     def _expected(self, event: audit_pb2.AuditedEvent) -> bytes | None:
         """What the event's hash must be; None where that cannot be said: of an old event whose content is not there."""
         flow = self._tenant + _id(event.flow_id)
+        if event.format not in (1, 2):
+            raise Broken(f"flow {event.flow_id}: revision {event.revision} is of no format that this verifier knows")
         if event.format == 1:
             return hashlib.sha256(self._hash + flow + event.content).digest() if event.content else None
         return hashlib.sha256(self._hash + flow + event.revision.to_bytes(8, "big") + event.content_sha256).digest()
@@ -161,7 +167,11 @@ class _Chain:
 
 
 def _id(text: str) -> bytes:
-    return UUID(text).bytes
+    """Its 16 bytes. Raises ValueError for anything but an id as the service writes it."""
+    found = UUID(text)
+    if str(found) != text:
+        raise ValueError(text)
+    return found.bytes
 
 
 def _check(key: Ed25519PublicKey, signature: bytes, signed: bytes, what: str) -> None:

@@ -33,6 +33,7 @@ _LOOKED_AT = 2000
 _ATTEMPTS = 5
 _LAST = 2**128 - 1
 
+_opener = gate()
 _asked = wanted("after")
 _later = (
     select(
@@ -40,7 +41,7 @@ _later = (
         func.sum(func.octet_length(events.c.body)).over(order_by=events.c.revision).label("total"),
         func.row_number().over(order_by=events.c.revision).label("place"),
     )
-    .where(*same_flow(events, _asked), events.c.revision > _asked.c.after)
+    .where(opened(_opener), *same_flow(events, _asked), events.c.revision > _asked.c.after)
     .order_by(events.c.revision)
     .limit(bindparam("size", type_=Integer))
     .correlate(_asked)
@@ -51,23 +52,20 @@ _links: Any = (
     .where(or_(_later.c.total <= literal_column(str(PAGE_BYTES)), _later.c.place == literal_column("1")))
     .order_by(_later.c.revision)
 )
-_oldest: Any = select(func.min(events.c.revision)).where(*same_flow(events, _asked)).correlate(_asked).scalar_subquery()
-_newest: Any = select(func.max(events.c.revision)).where(*same_flow(events, _asked)).correlate(_asked).scalar_subquery()
+_of_asked = (opened(_opener), *same_flow(events, _asked))
+_oldest: Any = select(func.min(events.c.revision)).where(*_of_asked).correlate(_asked).scalar_subquery()
+_newest: Any = select(func.max(events.c.revision)).where(*_of_asked).correlate(_asked).scalar_subquery()
 _anchors: Any = (
     select(func.row(bases.c.revision, bases.c.hash, bases.c.signature, func.sha256(bases.c.body)))
-    .where(*same_flow(bases, _asked), bases.c.revision < _oldest)
+    .where(opened(_opener), *same_flow(bases, _asked), bases.c.revision < _oldest)
     .order_by(bases.c.revision)
     .correlate(_asked)
 )
-_row: Any = select(func.row(flows.c.revision, flows.c.head_hash)).where(*same_flow(flows, _asked)).correlate(_asked)
-_erased: Any = select(literal_column("1")).where(*mine_of(erasures, _asked)).correlate(_asked)
+_row: Any = select(func.row(flows.c.revision, flows.c.head_hash)).where(opened(_opener), *same_flow(flows, _asked)).correlate(_asked)
+_erased: Any = select(literal_column("1")).where(opened(_opener), *mine_of(erasures, _asked)).correlate(_asked)
 # One snapshot for all of it.
 _PAGE = Statement(
-    gated(
-        select(
-            _row.scalar_subquery(), _erased.exists(), _newest, func.array(_anchors.scalar_subquery()), func.array(_links.scalar_subquery())
-        )
-    )
+    select(_row.scalar_subquery(), _erased.exists(), _newest, func.array(_anchors.scalar_subquery()), func.array(_links.scalar_subquery()))
 )
 
 _FROM: Any = bindparam("first", type_=UUIDType())

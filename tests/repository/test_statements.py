@@ -37,6 +37,7 @@ from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlac
 from tests.repository import rows
 from tests.repository.plan import TENANT_TABLE_NAMES, scans_and_insertions
 from tests.repository.store import Store, report, request
+from tests.repository.upkeep import exercise as exercise_upkeep
 
 STATE = DocumentPlace("state")
 ENTRY = RecordActivity((ActivityEntry(ActivityKind.MEMORY, value=1.5, unit="MiB"),))
@@ -47,12 +48,9 @@ LATER = {
     "tenant_keys",
     "sealed_contents",
     "sealed_chunks",
-    "checkpoints",
     "checkpoint_parts",
-    "policies",
     "quarantine",
     "alerts",
-    "erasures",
 }
 
 
@@ -103,6 +101,7 @@ async def exercise(store: Store, tenant: Tenant) -> None:
         last = (page[0].display_name if order == "display_name" else page[0].create_time, page[0].flow_id)
         await store.flows.page(tenant, parse(""), parse_order(order), last, 10, DeletedFlows.SHOWN)
     await exercise_replacement(store, tenant)
+    await exercise_upkeep(store, rows.tenant())
 
 
 async def exercise_replacement(store: Store, tenant: Tenant) -> None:

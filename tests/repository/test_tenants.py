@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import asyncpg
@@ -16,14 +16,14 @@ from server.repository.events import Events, Narrowing
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows, Flows
 from server.repository.history import History
-from server.repository.requests import Request, answered
+from server.repository.requests import Reply, Request, answered
 from server.repository.tables import TENANT_TABLES
 from server.statemachine.change import MergeDocument, PauseFlow, RecordActivity, ReplaceDocument, UpdateFlow
 from server.statemachine.errors import FlowError, FlowNotFound, RevisionCompacted
 from server.statemachine.history import Kept
 from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, FlowKey, Tenant
 from tests.repository import rows
-from tests.repository.store import Store, outsiders, report, request
+from tests.repository.store import NOON, Store, outsiders, report, request
 
 STATE = DocumentPlace("state")
 NEWEST = parse_order("")
@@ -176,6 +176,17 @@ async def request_answered(store: Store, owned: Owned, asker: Tenant) -> None:
     assert await answered(store.database, asker, other_payload) is None  # not "reused" either
 
 
+async def requested(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert not await requests.requested(store.database, asker, owned.asking.request_id)
+
+
+async def remember(store: Store, owned: Owned, asker: Tenant) -> None:
+    reply = Reply(owned.asking.request_id, b"x" * 32, b"mine")
+    first = await requests.remember(store.database, asker, reply, owned.flow_id, NOON)
+    assert first.answer == b"mine"  # what the owner was answered is nothing to this one
+    assert (await requests.remember(store.database, asker, replace(reply, answer=b"later"), owned.flow_id, NOON)).answer == b"mine"
+
+
 CASES: dict[str, Case] = {
     "Flows.summary": summary,
     "Flows.summaries": summaries,
@@ -200,6 +211,8 @@ CASES: dict[str, Case] = {
     "Commits.commit_together": commit_together,
     "Commits.rehearse_together": rehearse_together,
     "requests.answered": request_answered,
+    "requests.requested": requested,
+    "requests.remember": remember,
 }
 
 
@@ -209,7 +222,7 @@ def of_tenants(*owners: object) -> set[str]:
     for owner in owners:
         name = getattr(owner, "__name__", "").rpartition(".")[2]
         for attribute, function in vars(owner).items():
-            if attribute.startswith("_") or not inspect.iscoroutinefunction(function):
+            if attribute.startswith("_") or not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
                 continue
             if _told_a_tenant(inspect.signature(function).parameters.values()):
                 found.add(f"{name}.{attribute}")

@@ -28,6 +28,7 @@ from tests.conftest import Urls, settings
 from tests.contract.source_tree import ROOT
 from tests.services.administration import call, refusal, verified
 from tests.tenancy import Tenancy
+from tests.waiting import until
 
 PHASE = "data_import"
 
@@ -133,7 +134,9 @@ async def many(truth: asyncpg.Connection, tenancy: Tenancy, flow_id: str, number
         WITH RECURSIVE last AS (
             SELECT * FROM events WHERE flow_id = $1 ORDER BY revision DESC LIMIT 1
         ), content AS (
-            SELECT sha256(int8send(length(t)) || t::bytea || int8send(length(actor)) || actor::bytea || int8send(octet_length(body)) || body::bytea) AS digest
+            SELECT sha256(
+                int8send(length(t)) || t::bytea || int8send(length(actor)) || actor::bytea || int8send(octet_length(body)) || body::bytea
+            ) AS digest
             FROM (SELECT to_char(time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') || '+00:00' AS t, actor, body FROM last) x
         ), chain AS (
             SELECT revision, hash FROM last
@@ -189,9 +192,7 @@ async def test_a_verification_that_nobody_waits_for_any_more_ends(tenancy: Tenan
     stream = stub.VerifyAudit(pb.VerifyAuditRequest(), metadata=tenancy.metadata)
     await asyncio.sleep(0.05)
     stream.cancel()
-    async with asyncio.timeout(10):
-        while any(task.get_name() == "audit" for task in asyncio.all_tasks()):
-            await asyncio.sleep(0.02)
+    await until(lambda: not any(task.get_name() == "audit" for task in asyncio.all_tasks()))
 
 
 # ---- ExportAudit ----------------------------------------------------------------------------------------------------------------------
