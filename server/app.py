@@ -7,11 +7,12 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, unique
+from typing import Any
 from uuid import UUID
 
 import grpc
@@ -27,6 +28,7 @@ from server.checkpoints.archive import Archive
 from server.checkpoints.precaution import Precaution
 from server.checkpoints.ways_back import WaysBack
 from server.embedded import embedded
+from server.keeping import kept
 from server.metrics import Metrics, exposed, registry_of
 from server.redis_link import linked
 from server.repository import schema
@@ -38,7 +40,9 @@ from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
+from server.repository.policies import Policies
 from server.repository.store import Store
+from server.repository.tenants import all_tenants
 from server.rescue import Rescue
 from server.services.alert_admin import AlertAdmin, alerts_key
 from server.services.boundary import Boundary, Tell
@@ -55,10 +59,11 @@ from server.services.reads import Reads
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
+from server.signing import Signing
 from server.statemachine import document
 from server.statemachine.errors import StoreUnavailable
-from server.statemachine.policy import Policy
-from server.statemachine.values import Tenant
+from server.sweeper import Job, Sweeper
+from server.vault import KeyProvider
 from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
 _log = structlog.get_logger()
@@ -69,8 +74,10 @@ CHECKPOINT_SERVICE = checkpoint_service_pb2.DESCRIPTOR.services_by_name["Checkpo
 SERVICES = (FLOW_SERVICE.full_name, CHECKPOINT_SERVICE.full_name, ADMIN_SERVICE.full_name)
 # Of several workers each takes the first of so many ports, from FLOWLEDGER_METRICS_PORT on, that is free.
 METRICS_SPARE = 63
-_DEFAULT_POLICY = Policy()
 HEALTH_SECONDS = 2.0
+BREAK_OFF_SECONDS = 5.0
+# What keys are derived for besides sealing.
+SIGNING = b"flowledger signing"
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
@@ -152,15 +159,19 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         alerts = Alerts(database)
         alert_admin = AlertAdmin(alerts, wakeups, now, watching, token_key)
         limits = document.Limits(settings.max_document_bytes)
-        store = Store(database, flows, events, History(database), commits)
+        history = History(database)
+        store = Store(database, flows, events, history, commits)
         reads = Reads(flows, views, None, time.time, settings.cache_seconds, limits)
         sources = Sources(now, new_id)
-        archive = await _archive(settings, store)
-        service = FlowService(store, reads, watches, sources, limits, token_key, Precaution(store, archive, _no_policy))
+        provider = await _keys(settings, database)
+        archive = Archive.of(store, provider, now, new_id, time.monotonic)
+        policies = Policies(database, time.monotonic)
+        service = FlowService(store, reads, watches, sources, limits, token_key, Precaution(store, archive, policies.policy_of))
         flow_history = FlowHistory(store, sources, limits, token_key)
         metrics = _metrics(stack, settings, shared, database, commits, watches, alert_admin)
         raise_alert = Alarm(alerts, metrics.count, lambda tenant: wakeups.ring(alerts_key(tenant), 0))
         seals = CheckpointAlarm(raise_alert, archive.checkpoints, sources)
+        keeping = kept(store, archive, policies, Signing(provider.secrets(SIGNING)), sources, raise_alert, settings.request_days)
         flow_rescue = FlowRescue(Rescue(store, WaysBack(archive.opening), raise_alert), sources, limits)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, _both(tell, metrics))
         handlers = (
@@ -170,7 +181,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
                 CheckpointService(store, archive, seals, sources, limits, token_key),
                 CheckpointStreams(store, archive, seals, sources, limits),
             ),
-            boundary.handlers(ADMIN_SERVICE, alert_admin, KeyAdmin(store, archive, Erasure(database), sources, limits)),
+            boundary.handlers(ADMIN_SERVICE, alert_admin, KeyAdmin(store, archive, Erasure(database), sources, limits), *keeping.servicers),
         )
 
         def drain() -> None:
@@ -179,8 +190,9 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             alert_admin.drain()
 
         port = await _serve(stack, settings, shared, handlers, boundary, drain, commits)
-        checks = asyncio.create_task(_watch_health(database, port.checks), name="health")
-        stack.callback(checks.cancel)
+        await stack.enter_async_context(_background(_watch_health(database, port.checks)))
+        if settings.sweep_seconds:
+            await stack.enter_async_context(_background(_sweeper(settings.sweep_seconds, database, keeping.jobs).run()))
         yield Server(f"{settings.host}:{port.number}", port.number, drain, raise_alert)
 
 
@@ -300,15 +312,27 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         yield database
 
 
-def _no_policy(_: Tenant) -> Policy:
-    """What every tenant has that set none."""
-    return _DEFAULT_POLICY
+async def _keys(settings: Settings, database: Database) -> KeyProvider:
+    """The keys of this server, once it is certain that they are the database's."""
+    return await kek.provided(database, None if settings.keys is None else settings.keys.get_secret_value(), settings.key_path)
 
 
-async def _archive(settings: Settings, store: Store) -> Archive:
-    """The checkpoints, once it is certain that the keys of this server are the database's."""
-    given = None if settings.keys is None else settings.keys.get_secret_value()
-    return Archive.of(store, await kek.provided(store.database, given, settings.key_path), now, new_id, time.monotonic)
+def _sweeper(seconds: float, database: Database, jobs: Sequence[Job]) -> Sweeper:
+    def rest() -> float:  # so that the rounds of several servers do not meet
+        return seconds * (0.75 + 0.5 * random.SystemRandom().random())
+
+    return Sweeper(jobs, lambda: all_tenants(database), database.alone, now, rest)
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Does the work while the block lasts, and has broken it off when it is left."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task], timeout=BREAK_OFF_SECONDS)
 
 
 def _bound(server: grpc.aio.Server, settings: Settings) -> int:

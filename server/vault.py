@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -120,6 +120,9 @@ class KeyProvider(Protocol):
     async def unwrap(self, wrapped: Wrapped, place: bytes) -> bytes:
         """The key that was wrapped. Raises UnknownKey, Unopened."""
 
+    def secrets(self, purpose: bytes) -> Sequence[bytes]:
+        """A secret for that purpose of each key, of the one that wraps first; whoever has none of the keys cannot have it."""
+
 
 class _Ring:
     """Named key-encryption keys, in order."""
@@ -142,6 +145,10 @@ class _Ring:
         if wrapped.key_id not in self._keys:
             raise UnknownKey(wrapped.key_id)
         return unseal(self._keys[wrapped.key_id], 0, self._place(wrapped.key_id, place), wrapped.sealed)
+
+    def secrets(self, purpose: bytes) -> Sequence[bytes]:
+        """A secret for that purpose of each key, of the one that wraps first."""
+        return [fingerprint(key, b"secret", purpose) for key in self._keys.values()]
 
     @staticmethod
     def _place(key_id: str, place: bytes) -> bytes:

@@ -88,6 +88,7 @@ def settings(urls: Urls, **more: object) -> Settings:
         "database_url": urls.service,
         "owner_database_url": urls.owner,
         "keys": KEYS,
+        "sweep_seconds": 0,
         "drain_seconds": 1.0,
         "pool_max": 10,
         **more,

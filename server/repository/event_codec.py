@@ -201,11 +201,7 @@ def event_from_row(revision: int, time: datetime, actor: str, body: str) -> told
 
 def content_of(time: datetime, actor: str, body: str) -> bytes:
     """The canonical bytes of what an event says: its parts, each behind its length."""
-    parts: list[bytes] = []
-    for part in (_utc(time), actor, body):
-        text = part.encode()
-        parts += len(text).to_bytes(8, "big"), text
-    return b"".join(parts)
+    return _framed(_utc(time), actor, body)
 
 
 def _utc(time: datetime) -> str:
@@ -220,10 +216,19 @@ def chained(before: bytes, key: FlowKey, revision: int, content_sha256: bytes) -
     return hashlib.sha256(b"".join((before, key, revision.to_bytes(8, "big"), content_sha256))).digest()
 
 
-def chained_1(before: bytes, key: FlowKey, revision: int, time: datetime, actor: str, body: str) -> bytes:
-    """An event's link in the chain as it was made before format 2: over the content itself."""
-    parts: list[bytes] = [before, key]
-    for part in (str(revision), _utc(time), actor, body):
-        text = part.encode()
-        parts += len(text).to_bytes(8, "big"), text
-    return hashlib.sha256(b"".join(parts)).digest()
+def content_of_1(revision: int, time: datetime, actor: str, body: str) -> bytes:
+    """The bytes of an event that its link was made of before format 2."""
+    return _framed(str(revision), _utc(time), actor, body)
+
+
+def chained_1(before: bytes, key: FlowKey, content: bytes) -> bytes:
+    """An event's link in the chain as it was made before format 2: over the content itself, which holds the revision."""
+    return hashlib.sha256(b"".join((before, key, content))).digest()
+
+
+def _framed(*texts: str) -> bytes:
+    parts: list[bytes] = []
+    for text in texts:
+        part = text.encode()
+        parts += len(part).to_bytes(8, "big"), part
+    return b"".join(parts)

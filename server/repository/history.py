@@ -115,7 +115,11 @@ class History:
             if oldest is not None and revision < oldest:
                 raise RevisionCompacted(revision, oldest - 1 if oldest > 1 else oldest, head)
             raise HistoryDamaged(revision)
-        return await offloaded(_size(stored, told), _rebuilt, key, revision, stored, told)
+        try:
+            size = _size(stored, told)
+        except ZstdError as error:
+            raise HistoryDamaged(revision) from error
+        return await offloaded(size, _rebuilt, key, revision, stored, told)
 
     async def documents(self, key: FlowKey, versions: Versions) -> Mapping[DocumentPlace, bytes]:
         """The texts of those versions. Raises RevisionCompacted for one that is not kept, HistoryDamaged for one that cannot be rebuilt."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, LargeBinary, bindparam, insert, select
+from asyncpg import UniqueViolationError
+from sqlalchemy import CTE, LargeBinary, bindparam, insert, literal_column, select
 from sqlalchemy import UUID as UUIDType
 from sqlalchemy.types import TypeEngine
 
 from server.repository.database import Database
-from server.repository.statement import Statement, gated, mine, of_tenant, opened
+from server.repository.statement import Statement, gate, gated, mine, of_tenant, opened
 from server.repository.table_parts import TENANT_KEY, TIME
 from server.repository.tables import requests
 from server.statemachine.errors import RequestIdReused
@@ -111,3 +113,21 @@ async def answered(database: Database, tenant: Tenant, request: Request | Reply)
 async def requested(database: Database, tenant: Tenant, request_id: UUID) -> bool:
     """Whether a request with this id was answered before, whatever it asked."""
     return bool(await database.read([tenant], _FIND, {**of_tenant(tenant), "request_id": request_id}))
+
+
+def _remembering() -> Statement:
+    opener = gate()
+    once = select(literal_column("1").label("one")).where(opened(opener)).cte("once")
+    return Statement(select(once.c.one).add_cte(put_reply(opener, once)))
+
+
+_REMEMBER = _remembering()
+
+
+async def remember(database: Database, tenant: Tenant, reply: Reply, flow_id: UUID, now: datetime) -> Answered:
+    """The answer to the request: this one, now remembered, or the one that it was given first. Raises RequestIdReused."""
+    with suppress(UniqueViolationError):
+        await database.read([tenant], _REMEMBER, {**of_tenant(tenant), **reply_values(reply, flow_id, now)})
+        return Answered(reply.answer)
+    found = await answered(database, tenant, reply)
+    return Answered(reply.answer) if found is None else found

@@ -327,7 +327,8 @@ def _read(key: FlowKey, revision: int, row: Row) -> _Read:
     except _UNREADABLE as error:
         return _Read(link, form, None, None, f"{type(error).__name__}: {error}"[:200])
     if form == 1:
-        return _Read(link, form, event, lambda before: event_codec.chained_1(before, key, revision, time, actor, body))
+        stated = event_codec.content_of_1(revision, time, actor, body)
+        return _Read(link, form, event, lambda before: event_codec.chained_1(before, key, stated))
     digest = sha256(event_codec.content_of(time, actor, body))
     return _Read(link, form, event, lambda before: event_codec.chained(before, key, revision, digest))
 

@@ -356,14 +356,15 @@ def _entry_message(entry: ActivityEntry) -> activity_pb2.ActivityEntry:
         message=entry.message,
         value=entry.value,
         unit=entry.unit,
-        duration=None if entry.duration is None else _duration(entry.duration),
+        duration=None if entry.duration is None else duration(entry.duration),
         time=maybe_timestamp(entry.time),
         actor=entry.actor,
         sequence=entry.sequence,
     )
 
 
-def _duration(span: timedelta) -> duration_pb2.Duration:
+def duration(span: timedelta) -> duration_pb2.Duration:
+    """The span, to the microsecond."""
     return duration_pb2.Duration(seconds=span.days * 86_400 + span.seconds, nanos=span.microseconds * 1000)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from server.statemachine.states import PhaseState
 from server.statemachine.value import dataclass
@@ -19,3 +19,5 @@ class Policy:
     checkpoint_before: frozenset[PhaseState] = frozenset()
     auto_checkpoint_ttl: timedelta = timedelta(hours=24)
     etag: int = 0
+    update_time: datetime | None = None
+    updated_by: str = ""

@@ -185,7 +185,7 @@ def link(before: bytes, key: FlowKey, event: Event, body: str) -> bytes:
 
 
 def link_1(before: bytes, key: FlowKey, event: Event, body: str) -> bytes:
-    return event_codec.chained_1(before, key, event.revision, event.time, event.actor, body)
+    return event_codec.chained_1(before, key, event_codec.content_of_1(event.revision, event.time, event.actor, body))
 
 
 @pytest.mark.parametrize("made", [link, link_1])

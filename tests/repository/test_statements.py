@@ -39,6 +39,7 @@ from tests.checkpoints.exercise import exercise as exercise_seals
 from tests.repository import rows
 from tests.repository.plan import TENANT_TABLE_NAMES, scans_and_insertions
 from tests.repository.store import NOON, Store, alert, report, request
+from tests.repository.upkeep import exercise as exercise_upkeep
 
 STATE = DocumentPlace("state")
 ENTRY = RecordActivity((ActivityEntry(ActivityKind.MEMORY, value=1.5, unit="MiB"),))
@@ -93,6 +94,7 @@ async def exercise(store: Store, tenant: Tenant) -> None:
     await exercise_replacement(store, tenant)
     await exercise_alerts(store, tenant)
     await exercise_seals(store, rows.tenant())
+    await exercise_upkeep(store, rows.tenant())
 
 
 async def exercise_alerts(store: Store, tenant: Tenant) -> None:

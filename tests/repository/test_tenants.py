@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from server.repository.events import Events, Narrowing
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows, Flows
 from server.repository.history import History
-from server.repository.requests import Request, answered, requested
+from server.repository.requests import Reply, Request, answered, requested
 from server.repository.tables import TENANT_TABLES
 from server.statemachine.change import MergeDocument, PauseFlow, RecordActivity, ReplaceDocument, UpdateFlow
 from server.statemachine.errors import FlowError, FlowNotFound, RevisionCompacted
@@ -206,6 +206,13 @@ async def alert_before(store: Store, owned: Owned, asker: Tenant) -> None:
     assert await Alerts(store.database).before(asker, NOON + timedelta(days=1)) == 0
 
 
+async def remember(store: Store, owned: Owned, asker: Tenant) -> None:
+    reply = Reply(owned.asking.request_id, b"x" * 32, b"mine")
+    first = await requests.remember(store.database, asker, reply, owned.flow_id, NOON)
+    assert first.answer == b"mine"  # what the owner was answered is nothing to this one
+    assert (await requests.remember(store.database, asker, replace(reply, answer=b"later"), owned.flow_id, NOON)).answer == b"mine"
+
+
 CASES: dict[str, Case] = {
     "Alerts.put": alert_put,
     "Alerts.page": alert_page,
@@ -236,6 +243,7 @@ CASES: dict[str, Case] = {
     "Commits.rehearse_together": rehearse_together,
     "requests.answered": request_answered,
     "requests.requested": request_requested,
+    "requests.remember": remember,
 }
 
 
@@ -245,7 +253,7 @@ def of_tenants(*owners: object) -> set[str]:
     for owner in owners:
         name = getattr(owner, "__name__", "").rpartition(".")[2]
         for attribute, function in vars(owner).items():
-            if attribute.startswith("_") or not inspect.iscoroutinefunction(function):
+            if attribute.startswith("_") or not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
                 continue
             if _told_a_tenant(inspect.signature(function).parameters.values()):
                 found.add(f"{name}.{attribute}")

@@ -23,39 +23,61 @@ _sym_db = _symbol_database.Default()
 
 
 from flowledger.v1 import alert_pb2 as flowledger_dot_v1_dot_alert__pb2
+from flowledger.v1 import audit_pb2 as flowledger_dot_v1_dot_audit__pb2
+from flowledger.v1 import policy_pb2 as flowledger_dot_v1_dot_policy__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!flowledger/v1/admin_service.proto\x12\rflowledger.v1\x1a\x19\x66lowledger/v1/alert.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x16RotateTenantKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\".\n\x17RotateTenantKeyResponse\x12\x13\n\x0bkey_version\x18\x01 \x01(\x05\"\x17\n\x15GetKeyRotationRequest\"h\n\x16GetKeyRotationResponse\x12\x13\n\x0bkey_version\x18\x01 \x01(\x05\x12\x14\n\x0cold_versions\x18\x02 \x03(\x05\x12\x11\n\tremaining\x18\x03 \x01(\x03\x12\x10\n\x08resealed\x18\x04 \x01(\x03\"`\n\x12\x45raseTenantRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\xff\x01\n\x0e\x45rasureReceipt\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x16\n\x0ekeys_destroyed\x18\x05 \x01(\x05\x12\r\n\x05\x66lows\x18\x06 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x07 \x01(\x03\x12\x11\n\tdocuments\x18\x08 \x01(\x03\x12\x13\n\x0b\x63heckpoints\x18\t \x01(\x03\x12\x14\n\x0c\x61udit_digest\x18\n \x01(\x0c\x12\x1b\n\x13key_encryption_keys\x18\x0b \x03(\t\"E\n\x13\x45raseTenantResponse\x12.\n\x07receipt\x18\x01 \x01(\x0b\x32\x1d.flowledger.v1.ErasureReceipt\"\xa3\x01\n\x11ListAlertsRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.flowledger.v1.AlertKind\x12.\n\x08severity\x18\x03 \x01(\x0e\x32\x1c.flowledger.v1.AlertSeverity\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"S\n\x12ListAlertsResponse\x12$\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x14.flowledger.v1.Alert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x12WatchAlertsRequest\x12(\n\x05since\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x61\x66ter_alert_id\x18\x02 \x01(\t\"d\n\x13WatchAlertsResponse\x12#\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x14.flowledger.v1.Alert\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xd0\x03\n\x0c\x41\x64minService\x12`\n\x0fRotateTenantKey\x12%.flowledger.v1.RotateTenantKeyRequest\x1a&.flowledger.v1.RotateTenantKeyResponse\x12]\n\x0eGetKeyRotation\x12$.flowledger.v1.GetKeyRotationRequest\x1a%.flowledger.v1.GetKeyRotationResponse\x12T\n\x0b\x45raseTenant\x12!.flowledger.v1.EraseTenantRequest\x1a\".flowledger.v1.EraseTenantResponse\x12Q\n\nListAlerts\x12 .flowledger.v1.ListAlertsRequest\x1a!.flowledger.v1.ListAlertsResponse\x12V\n\x0bWatchAlerts\x12!.flowledger.v1.WatchAlertsRequest\x1a\".flowledger.v1.WatchAlertsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!flowledger/v1/admin_service.proto\x12\rflowledger.v1\x1a\x19\x66lowledger/v1/alert.proto\x1a\x19\x66lowledger/v1/audit.proto\x1a\x1a\x66lowledger/v1/policy.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x16RotateTenantKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\".\n\x17RotateTenantKeyResponse\x12\x13\n\x0bkey_version\x18\x01 \x01(\x05\"\x17\n\x15GetKeyRotationRequest\"h\n\x16GetKeyRotationResponse\x12\x13\n\x0bkey_version\x18\x01 \x01(\x05\x12\x14\n\x0cold_versions\x18\x02 \x03(\x05\x12\x11\n\tremaining\x18\x03 \x01(\x03\x12\x10\n\x08resealed\x18\x04 \x01(\x03\"`\n\x12\x45raseTenantRequest\x12\x0f\n\x07\x63onfirm\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\xff\x01\n\x0e\x45rasureReceipt\x12\x12\n\nreceipt_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x16\n\x0ekeys_destroyed\x18\x05 \x01(\x05\x12\r\n\x05\x66lows\x18\x06 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x07 \x01(\x03\x12\x11\n\tdocuments\x18\x08 \x01(\x03\x12\x13\n\x0b\x63heckpoints\x18\t \x01(\x03\x12\x14\n\x0c\x61udit_digest\x18\n \x01(\x0c\x12\x1b\n\x13key_encryption_keys\x18\x0b \x03(\t\"E\n\x13\x45raseTenantResponse\x12.\n\x07receipt\x18\x01 \x01(\x0b\x32\x1d.flowledger.v1.ErasureReceipt\"%\n\x12VerifyAuditRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\"|\n\x13VerifyAuditResponse\x12,\n\x07summary\x18\x01 \x01(\x0b\x32\x1b.flowledger.v1.AuditSummary\x12)\n\x06\x62reaks\x18\x02 \x03(\x0b\x32\x19.flowledger.v1.AuditBreak\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\">\n\x12\x45xportAuditRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\x12\x17\n\x0fwithout_content\x18\x02 \x01(\x08\"\xed\x01\n\x13\x45xportAuditResponse\x12&\n\x04page\x18\x01 \x01(\x0b\x32\x18.flowledger.v1.AuditPage\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12,\n\x07summary\x18\x03 \x01(\x0b\x32\x1b.flowledger.v1.AuditSummary\x12\x11\n\thead_hash\x18\x04 \x01(\x0c\x12\x16\n\x0ehead_signature\x18\x05 \x01(\x0c\x12\x19\n\x11\x63lient_account_id\x18\x06 \x01(\t\x12\x15\n\rengagement_id\x18\x07 \x01(\t\x12\x0f\n\x07\x66low_id\x18\x08 \x01(\t\"\xa3\x01\n\x11ListAlertsRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\x12&\n\x04kind\x18\x02 \x01(\x0e\x32\x18.flowledger.v1.AlertKind\x12.\n\x08severity\x18\x03 \x01(\x0e\x32\x1c.flowledger.v1.AlertSeverity\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"S\n\x12ListAlertsResponse\x12$\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x14.flowledger.v1.Alert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x12WatchAlertsRequest\x12(\n\x05since\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x61\x66ter_alert_id\x18\x02 \x01(\t\"d\n\x13WatchAlertsResponse\x12#\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x14.flowledger.v1.Alert\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10GetPolicyRequest\":\n\x11GetPolicyResponse\x12%\n\x06policy\x18\x01 \x01(\x0b\x32\x15.flowledger.v1.Policy\"P\n\x13UpdatePolicyRequest\x12%\n\x06policy\x18\x01 \x01(\x0b\x32\x15.flowledger.v1.Policy\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x14UpdatePolicyResponse\x12%\n\x06policy\x18\x01 \x01(\x0b\x32\x15.flowledger.v1.Policy\"Q\n\x13\x43ompactFlowsRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x83\x01\n\x14\x43ompactFlowsResponse\x12\r\n\x05\x66lows\x18\x01 \x01(\x03\x12\x16\n\x0e\x65vents_removed\x18\x02 \x01(\x03\x12\x18\n\x10versions_removed\x18\x03 \x01(\x03\x12\x13\n\x0b\x62ytes_freed\x18\x04 \x01(\x03\x12\x15\n\rflows_damaged\x18\x05 \x01(\x03\x32\x82\x07\n\x0c\x41\x64minService\x12`\n\x0fRotateTenantKey\x12%.flowledger.v1.RotateTenantKeyRequest\x1a&.flowledger.v1.RotateTenantKeyResponse\x12]\n\x0eGetKeyRotation\x12$.flowledger.v1.GetKeyRotationRequest\x1a%.flowledger.v1.GetKeyRotationResponse\x12T\n\x0b\x45raseTenant\x12!.flowledger.v1.EraseTenantRequest\x1a\".flowledger.v1.EraseTenantResponse\x12V\n\x0bVerifyAudit\x12!.flowledger.v1.VerifyAuditRequest\x1a\".flowledger.v1.VerifyAuditResponse0\x01\x12V\n\x0b\x45xportAudit\x12!.flowledger.v1.ExportAuditRequest\x1a\".flowledger.v1.ExportAuditResponse0\x01\x12Q\n\nListAlerts\x12 .flowledger.v1.ListAlertsRequest\x1a!.flowledger.v1.ListAlertsResponse\x12V\n\x0bWatchAlerts\x12!.flowledger.v1.WatchAlertsRequest\x1a\".flowledger.v1.WatchAlertsResponse0\x01\x12N\n\tGetPolicy\x12\x1f.flowledger.v1.GetPolicyRequest\x1a .flowledger.v1.GetPolicyResponse\x12W\n\x0cUpdatePolicy\x12\".flowledger.v1.UpdatePolicyRequest\x1a#.flowledger.v1.UpdatePolicyResponse\x12W\n\x0c\x43ompactFlows\x12\".flowledger.v1.CompactFlowsRequest\x1a#.flowledger.v1.CompactFlowsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flowledger.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROTATETENANTKEYREQUEST']._serialized_start=144
-  _globals['_ROTATETENANTKEYREQUEST']._serialized_end=188
-  _globals['_ROTATETENANTKEYRESPONSE']._serialized_start=190
-  _globals['_ROTATETENANTKEYRESPONSE']._serialized_end=236
-  _globals['_GETKEYROTATIONREQUEST']._serialized_start=238
-  _globals['_GETKEYROTATIONREQUEST']._serialized_end=261
-  _globals['_GETKEYROTATIONRESPONSE']._serialized_start=263
-  _globals['_GETKEYROTATIONRESPONSE']._serialized_end=367
-  _globals['_ERASETENANTREQUEST']._serialized_start=369
-  _globals['_ERASETENANTREQUEST']._serialized_end=465
-  _globals['_ERASURERECEIPT']._serialized_start=468
-  _globals['_ERASURERECEIPT']._serialized_end=723
-  _globals['_ERASETENANTRESPONSE']._serialized_start=725
-  _globals['_ERASETENANTRESPONSE']._serialized_end=794
-  _globals['_LISTALERTSREQUEST']._serialized_start=797
-  _globals['_LISTALERTSREQUEST']._serialized_end=960
-  _globals['_LISTALERTSRESPONSE']._serialized_start=962
-  _globals['_LISTALERTSRESPONSE']._serialized_end=1045
-  _globals['_WATCHALERTSREQUEST']._serialized_start=1047
-  _globals['_WATCHALERTSREQUEST']._serialized_end=1133
-  _globals['_WATCHALERTSRESPONSE']._serialized_start=1135
-  _globals['_WATCHALERTSRESPONSE']._serialized_end=1235
-  _globals['_ADMINSERVICE']._serialized_start=1238
-  _globals['_ADMINSERVICE']._serialized_end=1702
+  _globals['_ROTATETENANTKEYREQUEST']._serialized_start=199
+  _globals['_ROTATETENANTKEYREQUEST']._serialized_end=243
+  _globals['_ROTATETENANTKEYRESPONSE']._serialized_start=245
+  _globals['_ROTATETENANTKEYRESPONSE']._serialized_end=291
+  _globals['_GETKEYROTATIONREQUEST']._serialized_start=293
+  _globals['_GETKEYROTATIONREQUEST']._serialized_end=316
+  _globals['_GETKEYROTATIONRESPONSE']._serialized_start=318
+  _globals['_GETKEYROTATIONRESPONSE']._serialized_end=422
+  _globals['_ERASETENANTREQUEST']._serialized_start=424
+  _globals['_ERASETENANTREQUEST']._serialized_end=520
+  _globals['_ERASURERECEIPT']._serialized_start=523
+  _globals['_ERASURERECEIPT']._serialized_end=778
+  _globals['_ERASETENANTRESPONSE']._serialized_start=780
+  _globals['_ERASETENANTRESPONSE']._serialized_end=849
+  _globals['_VERIFYAUDITREQUEST']._serialized_start=851
+  _globals['_VERIFYAUDITREQUEST']._serialized_end=888
+  _globals['_VERIFYAUDITRESPONSE']._serialized_start=890
+  _globals['_VERIFYAUDITRESPONSE']._serialized_end=1014
+  _globals['_EXPORTAUDITREQUEST']._serialized_start=1016
+  _globals['_EXPORTAUDITREQUEST']._serialized_end=1078
+  _globals['_EXPORTAUDITRESPONSE']._serialized_start=1081
+  _globals['_EXPORTAUDITRESPONSE']._serialized_end=1318
+  _globals['_LISTALERTSREQUEST']._serialized_start=1321
+  _globals['_LISTALERTSREQUEST']._serialized_end=1484
+  _globals['_LISTALERTSRESPONSE']._serialized_start=1486
+  _globals['_LISTALERTSRESPONSE']._serialized_end=1569
+  _globals['_WATCHALERTSREQUEST']._serialized_start=1571
+  _globals['_WATCHALERTSREQUEST']._serialized_end=1657
+  _globals['_WATCHALERTSRESPONSE']._serialized_start=1659
+  _globals['_WATCHALERTSRESPONSE']._serialized_end=1759
+  _globals['_GETPOLICYREQUEST']._serialized_start=1761
+  _globals['_GETPOLICYREQUEST']._serialized_end=1779
+  _globals['_GETPOLICYRESPONSE']._serialized_start=1781
+  _globals['_GETPOLICYRESPONSE']._serialized_end=1839
+  _globals['_UPDATEPOLICYREQUEST']._serialized_start=1841
+  _globals['_UPDATEPOLICYREQUEST']._serialized_end=1921
+  _globals['_UPDATEPOLICYRESPONSE']._serialized_start=1923
+  _globals['_UPDATEPOLICYRESPONSE']._serialized_end=1984
+  _globals['_COMPACTFLOWSREQUEST']._serialized_start=1986
+  _globals['_COMPACTFLOWSREQUEST']._serialized_end=2067
+  _globals['_COMPACTFLOWSRESPONSE']._serialized_start=2070
+  _globals['_COMPACTFLOWSRESPONSE']._serialized_end=2201
+  _globals['_ADMINSERVICE']._serialized_start=2204
+  _globals['_ADMINSERVICE']._serialized_end=3102
 # @@protoc_insertion_point(module_scope)

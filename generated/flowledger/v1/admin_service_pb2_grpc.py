@@ -52,6 +52,16 @@ class AdminServiceStub(object):
                 request_serializer=flowledger_dot_v1_dot_admin__service__pb2.EraseTenantRequest.SerializeToString,
                 response_deserializer=flowledger_dot_v1_dot_admin__service__pb2.EraseTenantResponse.FromString,
                 _registered_method=True)
+        self.VerifyAudit = channel.unary_stream(
+                '/flowledger.v1.AdminService/VerifyAudit',
+                request_serializer=flowledger_dot_v1_dot_admin__service__pb2.VerifyAuditRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_admin__service__pb2.VerifyAuditResponse.FromString,
+                _registered_method=True)
+        self.ExportAudit = channel.unary_stream(
+                '/flowledger.v1.AdminService/ExportAudit',
+                request_serializer=flowledger_dot_v1_dot_admin__service__pb2.ExportAuditRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_admin__service__pb2.ExportAuditResponse.FromString,
+                _registered_method=True)
         self.ListAlerts = channel.unary_unary(
                 '/flowledger.v1.AdminService/ListAlerts',
                 request_serializer=flowledger_dot_v1_dot_admin__service__pb2.ListAlertsRequest.SerializeToString,
@@ -61,6 +71,21 @@ class AdminServiceStub(object):
                 '/flowledger.v1.AdminService/WatchAlerts',
                 request_serializer=flowledger_dot_v1_dot_admin__service__pb2.WatchAlertsRequest.SerializeToString,
                 response_deserializer=flowledger_dot_v1_dot_admin__service__pb2.WatchAlertsResponse.FromString,
+                _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/flowledger.v1.AdminService/GetPolicy',
+                request_serializer=flowledger_dot_v1_dot_admin__service__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_admin__service__pb2.GetPolicyResponse.FromString,
+                _registered_method=True)
+        self.UpdatePolicy = channel.unary_unary(
+                '/flowledger.v1.AdminService/UpdatePolicy',
+                request_serializer=flowledger_dot_v1_dot_admin__service__pb2.UpdatePolicyRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_admin__service__pb2.UpdatePolicyResponse.FromString,
+                _registered_method=True)
+        self.CompactFlows = channel.unary_unary(
+                '/flowledger.v1.AdminService/CompactFlows',
+                request_serializer=flowledger_dot_v1_dot_admin__service__pb2.CompactFlowsRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_admin__service__pb2.CompactFlowsResponse.FromString,
                 _registered_method=True)
 
 
@@ -99,6 +124,24 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyAudit(self, request, context):
+        """Follows the audit chain of one flow, or of all, and names each flow's first broken link. A message about every second says how far it has come; the last one has the result.
+
+        README says what this proves, and what it does not. A broken link is logged, and raises an alert. Fails with NOT_FOUND FLOW_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAudit(self, request, context):
+        """Sends the events of one flow, or of all, in signed pages, ordered by flow and revision: first whose they are and the key, then the pages, last the summary and the head hash over all of it.
+
+        What is written meanwhile is in it or not, but of no flow by halves. Fails with NOT_FOUND FLOW_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAlerts(self, request, context):
         """Lists alerts, the newest first, page by page.
 
@@ -114,6 +157,35 @@ class AdminServiceServicer(object):
 
         A heartbeat tells that the stream is alive when there is nothing to say. The service ends the stream, with OK, when it is old or the server stops: call again with after_alert_id.
         Fails with INVALID_ARGUMENT for an after_alert_id that is no alert of this tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicy(self, request, context):
+        """Returns the tenant's policy; the default when none was set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePolicy(self, request, context):
+        """Sets the tenant's policy as a whole.
+
+        Writes the policy; every server goes by it after some seconds. What was compacted under the one before does not come back.
+        Fails with ABORTED CONCURRENT_MODIFICATION (expected_etag, current_etag) when policy.etag is given and is not current; INVALID_ARGUMENT for values out of their limits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompactFlows(self, request, context):
+        """Compacts the history of one flow, or of all, by the policy, now instead of when the sweeper comes by.
+
+        Removes events, and what only they needed, each flow in commits of some thousand events; what the policy keeps, and a pinned checkpoint's revision, can still be rebuilt. A flow whose
+        chain or history is damaged is left alone. When the call ends early, what was done stays: call again.
+        Fails with NOT_FOUND FLOW_NOT_FOUND.
+        validate_only: yes. Then counts what would go.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +209,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.EraseTenantRequest.FromString,
                     response_serializer=flowledger_dot_v1_dot_admin__service__pb2.EraseTenantResponse.SerializeToString,
             ),
+            'VerifyAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyAudit,
+                    request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.VerifyAuditRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_admin__service__pb2.VerifyAuditResponse.SerializeToString,
+            ),
+            'ExportAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportAudit,
+                    request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.ExportAuditRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_admin__service__pb2.ExportAuditResponse.SerializeToString,
+            ),
             'ListAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAlerts,
                     request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.ListAlertsRequest.FromString,
@@ -146,6 +228,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.WatchAlerts,
                     request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.WatchAlertsRequest.FromString,
                     response_serializer=flowledger_dot_v1_dot_admin__service__pb2.WatchAlertsResponse.SerializeToString,
+            ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.GetPolicyRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_admin__service__pb2.GetPolicyResponse.SerializeToString,
+            ),
+            'UpdatePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePolicy,
+                    request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.UpdatePolicyRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_admin__service__pb2.UpdatePolicyResponse.SerializeToString,
+            ),
+            'CompactFlows': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompactFlows,
+                    request_deserializer=flowledger_dot_v1_dot_admin__service__pb2.CompactFlowsRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_admin__service__pb2.CompactFlowsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -243,6 +340,60 @@ class AdminService(object):
             _registered_method=True)
 
     @staticmethod
+    def VerifyAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/flowledger.v1.AdminService/VerifyAudit',
+            flowledger_dot_v1_dot_admin__service__pb2.VerifyAuditRequest.SerializeToString,
+            flowledger_dot_v1_dot_admin__service__pb2.VerifyAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/flowledger.v1.AdminService/ExportAudit',
+            flowledger_dot_v1_dot_admin__service__pb2.ExportAuditRequest.SerializeToString,
+            flowledger_dot_v1_dot_admin__service__pb2.ExportAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListAlerts(request,
             target,
             options=(),
@@ -286,6 +437,87 @@ class AdminService(object):
             '/flowledger.v1.AdminService/WatchAlerts',
             flowledger_dot_v1_dot_admin__service__pb2.WatchAlertsRequest.SerializeToString,
             flowledger_dot_v1_dot_admin__service__pb2.WatchAlertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.AdminService/GetPolicy',
+            flowledger_dot_v1_dot_admin__service__pb2.GetPolicyRequest.SerializeToString,
+            flowledger_dot_v1_dot_admin__service__pb2.GetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.AdminService/UpdatePolicy',
+            flowledger_dot_v1_dot_admin__service__pb2.UpdatePolicyRequest.SerializeToString,
+            flowledger_dot_v1_dot_admin__service__pb2.UpdatePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompactFlows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.AdminService/CompactFlows',
+            flowledger_dot_v1_dot_admin__service__pb2.CompactFlowsRequest.SerializeToString,
+            flowledger_dot_v1_dot_admin__service__pb2.CompactFlowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

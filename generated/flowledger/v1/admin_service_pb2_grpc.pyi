@@ -52,6 +52,16 @@ class AdminServiceStub:
     Fails with INVALID_ARGUMENT for another confirm.
     validate_only: yes. Then counts what would be erased.
     """
+    VerifyAudit: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAuditRequest, _admin_service_pb2.VerifyAuditResponse]
+    """Follows the audit chain of one flow, or of all, and names each flow's first broken link. A message about every second says how far it has come; the last one has the result.
+
+    README says what this proves, and what it does not. A broken link is logged, and raises an alert. Fails with NOT_FOUND FLOW_NOT_FOUND.
+    """
+    ExportAudit: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.ExportAuditRequest, _admin_service_pb2.ExportAuditResponse]
+    """Sends the events of one flow, or of all, in signed pages, ordered by flow and revision: first whose they are and the key, then the pages, last the summary and the head hash over all of it.
+
+    What is written meanwhile is in it or not, but of no flow by halves. Fails with NOT_FOUND FLOW_NOT_FOUND.
+    """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAlertsRequest, _admin_service_pb2.ListAlertsResponse]
     """Lists alerts, the newest first, page by page.
 
@@ -63,6 +73,22 @@ class AdminServiceStub:
 
     A heartbeat tells that the stream is alive when there is nothing to say. The service ends the stream, with OK, when it is old or the server stops: call again with after_alert_id.
     Fails with INVALID_ARGUMENT for an after_alert_id that is no alert of this tenant.
+    """
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetPolicyRequest, _admin_service_pb2.GetPolicyResponse]
+    """Returns the tenant's policy; the default when none was set."""
+    UpdatePolicy: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UpdatePolicyRequest, _admin_service_pb2.UpdatePolicyResponse]
+    """Sets the tenant's policy as a whole.
+
+    Writes the policy; every server goes by it after some seconds. What was compacted under the one before does not come back.
+    Fails with ABORTED CONCURRENT_MODIFICATION (expected_etag, current_etag) when policy.etag is given and is not current; INVALID_ARGUMENT for values out of their limits.
+    """
+    CompactFlows: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CompactFlowsRequest, _admin_service_pb2.CompactFlowsResponse]
+    """Compacts the history of one flow, or of all, by the policy, now instead of when the sweeper comes by.
+
+    Removes events, and what only they needed, each flow in commits of some thousand events; what the policy keeps, and a pinned checkpoint's revision, can still be rebuilt. A flow whose
+    chain or history is damaged is left alone. When the call ends early, what was done stays: call again.
+    Fails with NOT_FOUND FLOW_NOT_FOUND.
+    validate_only: yes. Then counts what would go.
     """
 
 @_typing.type_check_only
@@ -89,6 +115,16 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Fails with INVALID_ARGUMENT for another confirm.
     validate_only: yes. Then counts what would be erased.
     """
+    VerifyAudit: _aio.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAuditRequest, _admin_service_pb2.VerifyAuditResponse]  # type: ignore[assignment]
+    """Follows the audit chain of one flow, or of all, and names each flow's first broken link. A message about every second says how far it has come; the last one has the result.
+
+    README says what this proves, and what it does not. A broken link is logged, and raises an alert. Fails with NOT_FOUND FLOW_NOT_FOUND.
+    """
+    ExportAudit: _aio.UnaryStreamMultiCallable[_admin_service_pb2.ExportAuditRequest, _admin_service_pb2.ExportAuditResponse]  # type: ignore[assignment]
+    """Sends the events of one flow, or of all, in signed pages, ordered by flow and revision: first whose they are and the key, then the pages, last the summary and the head hash over all of it.
+
+    What is written meanwhile is in it or not, but of no flow by halves. Fails with NOT_FOUND FLOW_NOT_FOUND.
+    """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAlertsRequest, _admin_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists alerts, the newest first, page by page.
 
@@ -100,6 +136,22 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     A heartbeat tells that the stream is alive when there is nothing to say. The service ends the stream, with OK, when it is old or the server stops: call again with after_alert_id.
     Fails with INVALID_ARGUMENT for an after_alert_id that is no alert of this tenant.
+    """
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetPolicyRequest, _admin_service_pb2.GetPolicyResponse]  # type: ignore[assignment]
+    """Returns the tenant's policy; the default when none was set."""
+    UpdatePolicy: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UpdatePolicyRequest, _admin_service_pb2.UpdatePolicyResponse]  # type: ignore[assignment]
+    """Sets the tenant's policy as a whole.
+
+    Writes the policy; every server goes by it after some seconds. What was compacted under the one before does not come back.
+    Fails with ABORTED CONCURRENT_MODIFICATION (expected_etag, current_etag) when policy.etag is given and is not current; INVALID_ARGUMENT for values out of their limits.
+    """
+    CompactFlows: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CompactFlowsRequest, _admin_service_pb2.CompactFlowsResponse]  # type: ignore[assignment]
+    """Compacts the history of one flow, or of all, by the policy, now instead of when the sweeper comes by.
+
+    Removes events, and what only they needed, each flow in commits of some thousand events; what the policy keeps, and a pinned checkpoint's revision, can still be rebuilt. A flow whose
+    chain or history is damaged is left alone. When the call ends early, what was done stays: call again.
+    Fails with NOT_FOUND FLOW_NOT_FOUND.
+    validate_only: yes. Then counts what would go.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,6 +195,28 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def VerifyAudit(
+        self,
+        request: _admin_service_pb2.VerifyAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.VerifyAuditResponse], _abc.AsyncIterator[_admin_service_pb2.VerifyAuditResponse]]:
+        """Follows the audit chain of one flow, or of all, and names each flow's first broken link. A message about every second says how far it has come; the last one has the result.
+
+        README says what this proves, and what it does not. A broken link is logged, and raises an alert. Fails with NOT_FOUND FLOW_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportAudit(
+        self,
+        request: _admin_service_pb2.ExportAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.ExportAuditResponse], _abc.AsyncIterator[_admin_service_pb2.ExportAuditResponse]]:
+        """Sends the events of one flow, or of all, in signed pages, ordered by flow and revision: first whose they are and the key, then the pages, last the summary and the head hash over all of it.
+
+        What is written meanwhile is in it or not, but of no flow by halves. Fails with NOT_FOUND FLOW_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
     def ListAlerts(
         self,
         request: _admin_service_pb2.ListAlertsRequest,
@@ -164,6 +238,40 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A heartbeat tells that the stream is alive when there is nothing to say. The service ends the stream, with OK, when it is old or the server stops: call again with after_alert_id.
         Fails with INVALID_ARGUMENT for an after_alert_id that is no alert of this tenant.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _admin_service_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetPolicyResponse, _abc.Awaitable[_admin_service_pb2.GetPolicyResponse]]:
+        """Returns the tenant's policy; the default when none was set."""
+
+    @_abc_1.abstractmethod
+    def UpdatePolicy(
+        self,
+        request: _admin_service_pb2.UpdatePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.UpdatePolicyResponse, _abc.Awaitable[_admin_service_pb2.UpdatePolicyResponse]]:
+        """Sets the tenant's policy as a whole.
+
+        Writes the policy; every server goes by it after some seconds. What was compacted under the one before does not come back.
+        Fails with ABORTED CONCURRENT_MODIFICATION (expected_etag, current_etag) when policy.etag is given and is not current; INVALID_ARGUMENT for values out of their limits.
+        """
+
+    @_abc_1.abstractmethod
+    def CompactFlows(
+        self,
+        request: _admin_service_pb2.CompactFlowsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.CompactFlowsResponse, _abc.Awaitable[_admin_service_pb2.CompactFlowsResponse]]:
+        """Compacts the history of one flow, or of all, by the policy, now instead of when the sweeper comes by.
+
+        Removes events, and what only they needed, each flow in commits of some thousand events; what the policy keeps, and a pinned checkpoint's revision, can still be rebuilt. A flow whose
+        chain or history is damaged is left alone. When the call ends early, what was done stays: call again.
+        Fails with NOT_FOUND FLOW_NOT_FOUND.
+        validate_only: yes. Then counts what would go.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
