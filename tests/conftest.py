@@ -27,6 +27,7 @@ KEYS = written("test", bytes(range(32)))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", choices=("18", "15"), default="18", help="which PostgreSQL the tests run on")
+    parser.addoption("--corrupted", type=int, default=18, help="how many flows are corrupted in test_corruption.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
