@@ -86,6 +86,7 @@ def settings(urls: Urls, **more: object) -> Settings:
     """Settings of a server on that database, on a port that the kernel chooses."""
     given = {
         "port": 0,
+        "sweep_seconds": 0,
         "database_url": urls.service,
         "owner_database_url": urls.owner,
         "keys": KEYS,
