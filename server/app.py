@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, unique
 from uuid import UUID
 
@@ -29,6 +29,7 @@ from server.checkpoints.sealed_views import SealedViews
 from server.checkpoints.upkeep import CheckpointUpkeep
 from server.checkpoints.ways_back import WaysBack
 from server.embedded import embedded
+from server.lookout import Lookout
 from server.metrics import Metrics, exposed, registry_of
 from server.redis_link import RedisLink, linked
 from server.repository import schema
@@ -40,6 +41,7 @@ from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
+from server.repository.standing import Standing
 from server.repository.store import Store
 from server.repository.tenants import all_tenants
 from server.rescue import Rescue
@@ -75,6 +77,8 @@ SERVICES = (FLOW_SERVICE.full_name, CHECKPOINT_SERVICE.full_name, ADMIN_SERVICE.
 METRICS_SPARE = 63
 _DEFAULT_POLICY = Policy()
 HEALTH_SECONDS = 2.0
+# Who is stuck has been so for hours: all flows need not be looked at every minute.
+LOOKING_PAUSE = timedelta(minutes=5)
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
@@ -190,7 +194,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         port = await _serve(stack, settings, shared, handlers, boundary, drain, commits)
         background = [
             asyncio.create_task(_watch_health(database, port.checks), name="health"),
-            *_sweeping(settings, database, _jobs(CheckpointUpkeep(archive, now))),
+            *_sweeping(settings, database, _jobs(CheckpointUpkeep(archive, now), Lookout(Standing(database), raise_alert, now, new_id))),
         ]
         stack.push_async_callback(_ended, background)
         yield Server(f"{settings.host}:{port.number}", port.number, drain, raise_alert)
@@ -314,12 +318,13 @@ def _redis_told(is_open: bool) -> None:
     _log.warning("redis_state", reachable=not is_open)
 
 
-def _jobs(checkpoints: CheckpointUpkeep) -> list[Job]:
+def _jobs(checkpoints: CheckpointUpkeep, lookout: Lookout) -> list[Job]:
     """What is done in the background for every tenant."""
     return [
         Job("checkpoint expiry", checkpoints.expire),
         Job("unreferenced contents", checkpoints.collect),
         Job("sealing anew", checkpoints.reseal),
+        Job("stuck flows", lookout.look, pause=LOOKING_PAUSE),
     ]
 
 
