@@ -7,12 +7,11 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, unique
-from typing import Any
 from uuid import UUID
 
 import grpc
@@ -22,15 +21,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.alarm import Alarm
 from server.breaker import Breaker
-from server.cache import Heads, Texts, Views
+from server.cache import Heads, RedisViews, Texts, Views
 from server.checkpoints import kek
 from server.checkpoints.archive import Archive
 from server.checkpoints.precaution import Precaution
+from server.checkpoints.sealed_views import SealedViews
+from server.checkpoints.upkeep import CheckpointUpkeep
 from server.checkpoints.ways_back import WaysBack
 from server.embedded import embedded
-from server.keeping import kept
+from server.lookout import Lookout
 from server.metrics import Metrics, exposed, registry_of
-from server.redis_link import linked
+from server.redis_link import RedisLink, linked
 from server.repository import schema
 from server.repository.alerts import Alerts
 from server.repository.commits import Commits
@@ -40,7 +41,7 @@ from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
-from server.repository.policies import Policies
+from server.repository.standing import Standing
 from server.repository.store import Store
 from server.repository.tenants import all_tenants
 from server.rescue import Rescue
@@ -59,11 +60,11 @@ from server.services.reads import Reads
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
-from server.signing import Signing
 from server.statemachine import document
 from server.statemachine.errors import StoreUnavailable
+from server.statemachine.policy import Policy
+from server.statemachine.values import Tenant
 from server.sweeper import Job, Sweeper
-from server.vault import KeyProvider
 from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
 _log = structlog.get_logger()
@@ -74,10 +75,10 @@ CHECKPOINT_SERVICE = checkpoint_service_pb2.DESCRIPTOR.services_by_name["Checkpo
 SERVICES = (FLOW_SERVICE.full_name, CHECKPOINT_SERVICE.full_name, ADMIN_SERVICE.full_name)
 # Of several workers each takes the first of so many ports, from FLOWLEDGER_METRICS_PORT on, that is free.
 METRICS_SPARE = 63
+_DEFAULT_POLICY = Policy()
 HEALTH_SECONDS = 2.0
-BREAK_OFF_SECONDS = 5.0
-# What keys are derived for besides sealing.
-SIGNING = b"flowledger signing"
+# Who is stuck has been so for hours: all flows need not be looked at every minute.
+LOOKING_PAUSE = timedelta(minutes=5)
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
@@ -150,7 +151,8 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         memory = settings.cache_mib * 1024 * 1024
         views = Views(memory // 2)
         wakeups.tell(views.heard)
-        await _relay(stack, settings, database, wakeups, token_key)
+        redis = await _redis(stack, settings, token_key)
+        await _relay(stack, settings, database, wakeups, redis)
         commits = Commits(database, flows, Heads(memory // 4), Texts(memory // 4), wakeups.ring, settings.commit_lanes)
         watching = WatchSettings(
             settings.watch_poll_seconds, settings.watch_heartbeat_seconds, settings.watch_max_age_seconds, random.SystemRandom().random
@@ -159,19 +161,19 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         alerts = Alerts(database)
         alert_admin = AlertAdmin(alerts, wakeups, now, watching, token_key)
         limits = document.Limits(settings.max_document_bytes)
-        history = History(database)
-        store = Store(database, flows, events, history, commits)
-        reads = Reads(flows, views, None, time.time, settings.cache_seconds, limits)
+        store = Store(database, flows, events, History(database), commits)
         sources = Sources(now, new_id)
-        provider = await _keys(settings, database)
-        archive = Archive.of(store, provider, now, new_id, time.monotonic)
-        policies = Policies(database, time.monotonic)
-        service = FlowService(store, reads, watches, sources, limits, token_key, Precaution(store, archive, policies.policy_of))
+        archive = await _archive(settings, store)
+        shared_views = None if redis is None else _shared_views(stack, redis, SealedViews(archive.keyring))
+        reads = Reads(flows, views, shared_views, time.time, settings.cache_seconds, limits)
+        service = FlowService(store, reads, watches, sources, limits, token_key, Precaution(store, archive, _no_policy))
         flow_history = FlowHistory(store, sources, limits, token_key)
         metrics = _metrics(stack, settings, shared, database, commits, watches, alert_admin)
+        if redis is not None and shared_views is not None:
+            metrics.read("shared_views", shared_views.counts)
+            metrics.read("redis_reachable", redis.reachable)
         raise_alert = Alarm(alerts, metrics.count, lambda tenant: wakeups.ring(alerts_key(tenant), 0))
         seals = CheckpointAlarm(raise_alert, archive.checkpoints, sources)
-        keeping = kept(store, archive, policies, Signing(provider.secrets(SIGNING)), sources, raise_alert, settings.request_days)
         flow_rescue = FlowRescue(Rescue(store, WaysBack(archive.opening), raise_alert), sources, limits)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, _both(tell, metrics))
         handlers = (
@@ -181,7 +183,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
                 CheckpointService(store, archive, seals, sources, limits, token_key),
                 CheckpointStreams(store, archive, seals, sources, limits),
             ),
-            boundary.handlers(ADMIN_SERVICE, alert_admin, KeyAdmin(store, archive, Erasure(database), sources, limits), *keeping.servicers),
+            boundary.handlers(ADMIN_SERVICE, alert_admin, KeyAdmin(store, archive, Erasure(database), sources, limits)),
         )
 
         def drain() -> None:
@@ -190,9 +192,11 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             alert_admin.drain()
 
         port = await _serve(stack, settings, shared, handlers, boundary, drain, commits)
-        await stack.enter_async_context(_background(_watch_health(database, port.checks)))
-        if settings.sweep_seconds:
-            await stack.enter_async_context(_background(_sweeper(settings.sweep_seconds, database, keeping.jobs).run()))
+        background = [
+            asyncio.create_task(_watch_health(database, port.checks), name="health"),
+            *_sweeping(settings, database, _jobs(CheckpointUpkeep(archive, now), Lookout(Standing(database), raise_alert, now, new_id))),
+        ]
+        stack.push_async_callback(_ended, background)
         yield Server(f"{settings.host}:{port.number}", port.number, drain, raise_alert)
 
 
@@ -265,17 +269,43 @@ def _metrics(
     return metrics
 
 
-async def _relay(stack: AsyncExitStack, settings: Settings, database: Database, wakeups: LocalWakeups, token_key: bytes) -> None:
+@dataclass(frozen=True, slots=True)
+class _Redis:
+    """The Redis that was set: ``topic`` keeps installations that share one apart. Hints and views have a breaker each."""
+
+    link: RedisLink
+    topic: str
+    hints: Breaker
+    views: Breaker
+
+    def reachable(self) -> dict[tuple[str, ...], float]:
+        """Whether it answers, by what it is used for."""
+        return {("hints",): float(not self.hints.is_open), ("views",): float(not self.views.is_open)}
+
+
+async def _redis(stack: AsyncExitStack, settings: Settings, token_key: bytes) -> _Redis | None:
+    if settings.redis_url is None:
+        return None
+    link = await stack.enter_async_context(linked(settings.redis_url.get_secret_value()))
+    topic = f"flowledger:{hashlib.sha256(b'topic' + token_key).hexdigest()[:16]}"
+    return _Redis(link, topic, Breaker(time.monotonic, _redis_told), Breaker(time.monotonic, _redis_told))
+
+
+def _shared_views(stack: AsyncExitStack, redis: _Redis, seals: SealedViews) -> RedisViews:
+    """Views that are shared until the stack is taken down."""
+    views = RedisViews(redis.link, redis.topic, seals.seal, seals.unseal, redis.views)
+    stack.push_async_callback(_ended, [asyncio.create_task(views.sharing(), name="shared views")])
+    return views
+
+
+async def _relay(stack: AsyncExitStack, settings: Settings, database: Database, wakeups: LocalWakeups, redis: _Redis | None) -> None:
     """Connects this process's hints with those of others."""
     way = settings.wakeups
     if way == "auto":
-        way = "postgres" if settings.redis_url is None else "redis"
+        way = "postgres" if redis is None else "redis"
     channel: Channel
-    if way == "redis" and settings.redis_url is not None:
-        link = await stack.enter_async_context(linked(settings.redis_url.get_secret_value()))
-        # Installations that share one Redis do not hear each other.
-        topic = f"flowledger:{hashlib.sha256(b'topic' + token_key).hexdigest()[:16]}"
-        channel = RedisChannel(link, topic, Breaker(time.monotonic, _redis_told))
+    if way == "redis" and redis is not None:
+        channel = RedisChannel(redis.link, redis.topic, redis.hints)
     elif way == "postgres":
         url = settings.listen_url
         channel = Notifications(database, database.url if url is None else url.get_secret_value())
@@ -286,6 +316,34 @@ async def _relay(stack: AsyncExitStack, settings: Settings, database: Database, 
 
 def _redis_told(is_open: bool) -> None:
     _log.warning("redis_state", reachable=not is_open)
+
+
+def _jobs(checkpoints: CheckpointUpkeep, lookout: Lookout) -> list[Job]:
+    """What is done in the background for every tenant."""
+    return [
+        Job("checkpoint expiry", checkpoints.expire),
+        Job("unreferenced contents", checkpoints.collect),
+        Job("sealing anew", checkpoints.reseal),
+        Job("stuck flows", lookout.look, pause=LOOKING_PAUSE),
+    ]
+
+
+def _sweeping(settings: Settings, database: Database, jobs: Sequence[Job]) -> list[asyncio.Task[None]]:
+    """The one task that does the jobs; none where this server is to do none."""
+    if not settings.sweep_seconds:
+        return []
+
+    def rest() -> float:  # so that the rounds of several servers do not meet
+        return settings.sweep_seconds * (0.75 + 0.5 * random.SystemRandom().random())
+
+    return [asyncio.create_task(Sweeper(jobs, lambda: all_tenants(database), database.alone, now, rest).run(), name="sweeper")]
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Ends the tasks, and returns when they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -312,27 +370,15 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         yield database
 
 
-async def _keys(settings: Settings, database: Database) -> KeyProvider:
-    """The keys of this server, once it is certain that they are the database's."""
-    return await kek.provided(database, None if settings.keys is None else settings.keys.get_secret_value(), settings.key_path)
+def _no_policy(_: Tenant) -> Policy:
+    """What every tenant has that set none."""
+    return _DEFAULT_POLICY
 
 
-def _sweeper(seconds: float, database: Database, jobs: Sequence[Job]) -> Sweeper:
-    def rest() -> float:  # so that the rounds of several servers do not meet
-        return seconds * (0.75 + 0.5 * random.SystemRandom().random())
-
-    return Sweeper(jobs, lambda: all_tenants(database), database.alone, now, rest)
-
-
-@asynccontextmanager
-async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Does the work while the block lasts, and has broken it off when it is left."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task], timeout=BREAK_OFF_SECONDS)
+async def _archive(settings: Settings, store: Store) -> Archive:
+    """The checkpoints, once it is certain that the keys of this server are the database's."""
+    given = None if settings.keys is None else settings.keys.get_secret_value()
+    return Archive.of(store, await kek.provided(store.database, given, settings.key_path), now, new_id, time.monotonic)
 
 
 def _bound(server: grpc.aio.Server, settings: Settings) -> int:

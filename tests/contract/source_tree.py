@@ -21,6 +21,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "vault": frozenset(),
     "checkpoints": frozenset({"checkpoints", "operations", "repository", "statemachine", "vault"}),
     "alarm": frozenset({"repository", "statemachine"}),
+    "lookout": frozenset({"repository", "statemachine"}),
     "breaker": frozenset(),
     "redis_link": frozenset(),
     "cache": frozenset({"cache", "repository", "statemachine", "breaker", "redis_link"}),
@@ -42,6 +43,7 @@ ROOMS: dict[str, frozenset[str]] = {
             "repository",
             "statemachine",
             "alarm",
+            "lookout",
             "rescue",
             "cache",
             "metrics",
@@ -52,9 +54,7 @@ ROOMS: dict[str, frozenset[str]] = {
             "settings",
             "log",
             "embedded",
-            "signing",
             "sweeper",
-            "keeping",
         },
     ),
     "workers": frozenset(),
@@ -95,6 +95,7 @@ CATCH_ALLS: dict[str, tuple[int, str]] = {
     ),
     "alarm.py": (1, "an alert must not make the operation fail that raised it, whatever is the matter with the database"),
     "sweeper.py": (2, "a supervised loop: neither one job's trouble nor one tenant's may stop the others"),
+    "cache/redis_views.py": (1, "a supervised loop: one view that cannot be shared must not stop the others"),
     "repository/gathered.py": (2, "the loop that carries reads hands every error to the callers it belongs to, and to nobody else"),
 }
 # asyncpg commits a statement outside a transaction by itself, so whoever can send one commits.

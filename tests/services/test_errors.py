@@ -430,7 +430,7 @@ _HOSTILE: Mapping[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _trailer_bytes(error: grpc.aio.AioRpcError) -> int:
+def trailer_bytes(error: grpc.aio.AioRpcError) -> int:
     """The trailers on their way: names and values, the message as gRPC encodes it (the library hands it over decoded)."""
     message = quote(error.details() or "", safe="".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%"))
     pairs = [(key, value) for key, value in error.trailing_metadata() or () if key != "grpc-message"]
@@ -448,7 +448,7 @@ async def test_an_errors_trailers_stay_below_2_kb(tenancy: Tenancy, hostile: str
     refusal = Refusal.of(caught.value)
     assert refusal.code is CODES[refusal.reason]
     assert refusal.reason not in ("INTERNAL", "")
-    assert _trailer_bytes(caught.value) < 2048
+    assert trailer_bytes(caught.value) < 2048
 
 
 async def test_one_callers_error_is_not_another_ones(channel: grpc.aio.Channel) -> None:
