@@ -23,6 +23,7 @@ _numbers = count(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", choices=("18", "15"), default="18", help="which PostgreSQL the tests run on")
+    parser.addoption("--kills", type=int, default=2, help="how often `flowledger compact` is killed in test_compaction_kill.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,8 +17,8 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-async def eventually(condition: Callable[[], Awaitable[object]]) -> None:
+async def eventually(condition: Callable[[], Awaitable[object]], seconds: float = PATIENCE) -> None:
     """As ``until``, for a condition that has to be asked for."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - as above
             await asyncio.sleep(LOOK_SECONDS)

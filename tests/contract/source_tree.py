@@ -26,6 +26,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "sweeper": frozenset({"statemachine"}),  # does jobs; what they are is not its business
     "upkeep": frozenset({"repository", "statemachine"}),  # jobs; the sweeper's way in, as services are the callers'
     "signing": frozenset(),  # keys for others to be handed; sees nobody
+    "keeping": frozenset({"services", "repository", "statemachine", "settings", "signing", "sweeper", "upkeep"}),  # composes, for app
     "cluster": frozenset({"programs"}),
     "embedded": frozenset({"cluster", "programs"}),
     "app": frozenset(
@@ -40,8 +41,7 @@ ROOMS: dict[str, frozenset[str]] = {
             "settings",
             "log",
             "embedded",
-            "signing",
-            "sweeper",
+            "keeping",
             "upkeep",
         },
     ),
