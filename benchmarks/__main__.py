@@ -21,6 +21,7 @@ from rich.console import Console
 from benchmarks.children import children
 from benchmarks.echo import NAMES as ECHO_NAMES
 from benchmarks.echo import echo
+from benchmarks.history import history
 from benchmarks.langgraph_saver import NAMES as LANGGRAPH_NAMES
 from benchmarks.langgraph_saver import langgraph
 from benchmarks.machine import machine
@@ -50,6 +51,7 @@ class Stage(StrEnum):
     SERVICE = "service"
     ROWS = "rows"
     CHILDREN = "children"
+    HISTORY = "history"
 
 
 DEFAULT = (Stage.CEILINGS, Stage.LANGGRAPH, Stage.SERVICE)
@@ -66,6 +68,7 @@ class Plan:
     seconds: float
     langgraph_python: Path
     flows: int
+    revisions: int = 100_000
 
     def needed(self) -> tuple[Stage, ...]:
         """The stages without those that have none of the wanted measures."""
@@ -96,6 +99,8 @@ async def _opened(stage: Stage, postgres: Postgres, plan: Plan, trees: dict[str,
                 measures = await stack.enter_async_context(rows(plan.flows, trees))
             case Stage.CHILDREN:
                 measures = await stack.enter_async_context(children(postgres))
+            case Stage.HISTORY:
+                measures = await stack.enter_async_context(history(postgres, plan.revisions))
         yield measures
 
 
@@ -133,11 +138,12 @@ def main(
         Path, typer.Option(help="An interpreter with langgraph-checkpoint-postgres and psycopg.", show_default="this one")
     ] = Path(sys.executable),
     flows: Annotated[int, typer.Option(min=1, help="Flows of stage rows; each has 20 events.")] = 1_000_000,
+    revisions: Annotated[int, typer.Option(min=10, help="Longest history of stage history.")] = 100_000,
     name: Annotated[str | None, typer.Option(help="Record the run as benchmarks/results/DATE-NAME.")] = None,
 ) -> None:
     """Measures the service and its ceilings on this machine, in alternating rounds."""
     console = Console(width=160)
-    plan = Plan(tuple(stage or DEFAULT), tuple(only or ()), tuple(concurrency or ()), rounds, seconds, langgraph_python, flows)
+    plan = Plan(tuple(stage or DEFAULT), tuple(only or ()), tuple(concurrency or ()), rounds, seconds, langgraph_python, flows, revisions)
     load = os.getloadavg()[0]
     if load > 0.5:
         console.print(f"[yellow]something else is running: the load average is {load:.1f}; these figures will be noisy[/yellow]")

@@ -54,6 +54,7 @@ def _p99(text: str, key: tuple[str, int], required: float) -> Ratio:
 
 _LONE = (("transition_phase", 1), ("echo", 1), ("asyncpg", 1))
 _FULL, _WARM = ("transition_phase, full", 16), ("transition_phase, warm", 16)
+_LONG, _SHORT = (("get_flow at_revision, 100,000 revisions", 16), ("get_flow at_revision, 1,000 revisions", 16))
 STATE_OPERATIONS = ("get_flow", "report_progress", "transition_phase", "update_flow", "get_flow_full")
 
 RATIOS: tuple[Ratio, ...] = (
@@ -75,6 +76,7 @@ RATIOS: tuple[Ratio, ...] = (
     _rates("deliveries to 1,000 subscribers / bare fan-out of the same bytes", ("fan-out", 1_000), ("bare fan-out", 1_000), 0.8),
     _p99("WatchFlow: commit to subscriber, idle machine, p99", ("watch", 1), 20.0),
     _rates("mutations with 1 M flows and 20 M events / with a warm 10,000", _FULL, _WARM, 0.85),
+    _rates("GetFlow at_revision, FULL: history of 100,000 revisions / of 1,000", _LONG, _SHORT, 0.80),
     *(_p99(f"{operation} at half load, p99", (f"{operation}, half load", 64), 50.0) for operation in STATE_OPERATIONS),
 )
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import Enum, unique
 from uuid import UUID
 
@@ -26,10 +26,9 @@ from server.checkpoints import kek
 from server.checkpoints.archive import Archive
 from server.checkpoints.precaution import Precaution
 from server.checkpoints.sealed_views import SealedViews
-from server.checkpoints.upkeep import CheckpointUpkeep
 from server.checkpoints.ways_back import WaysBack
 from server.embedded import embedded
-from server.lookout import Lookout
+from server.keeping import checkpoint_jobs, keeping, looking_job, sweeping, telling_of_breaks
 from server.metrics import Metrics, exposed, registry_of
 from server.redis_link import RedisLink, linked
 from server.repository import schema
@@ -41,7 +40,6 @@ from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
-from server.repository.standing import Standing
 from server.repository.store import Store
 from server.repository.tenants import all_tenants
 from server.rescue import Rescue
@@ -62,9 +60,9 @@ from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
 from server.statemachine import document
 from server.statemachine.errors import StoreUnavailable
-from server.statemachine.policy import Policy
 from server.statemachine.values import Tenant
-from server.sweeper import Job, Sweeper
+from server.upkeep import Compacted
+from server.vault import KeyProvider
 from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
 _log = structlog.get_logger()
@@ -75,10 +73,9 @@ CHECKPOINT_SERVICE = checkpoint_service_pb2.DESCRIPTOR.services_by_name["Checkpo
 SERVICES = (FLOW_SERVICE.full_name, CHECKPOINT_SERVICE.full_name, ADMIN_SERVICE.full_name)
 # Of several workers each takes the first of so many ports, from FLOWLEDGER_METRICS_PORT on, that is free.
 METRICS_SPARE = 63
-_DEFAULT_POLICY = Policy()
 HEALTH_SECONDS = 2.0
-# Who is stuck has been so for hours: all flows need not be looked at every minute.
-LOOKING_PAUSE = timedelta(minutes=5)
+# What keys are derived for besides sealing.
+SIGNING = b"flowledger signing"
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
@@ -161,18 +158,21 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         alerts = Alerts(database)
         alert_admin = AlertAdmin(alerts, wakeups, now, watching, token_key)
         limits = document.Limits(settings.max_document_bytes)
-        store = Store(database, flows, events, History(database), commits)
+        history = History(database)
+        store = Store(database, flows, events, history, commits)
         sources = Sources(now, new_id)
-        archive = await _archive(settings, store)
+        provider = await _keys(settings, database)
+        archive = Archive.of(store, provider, now, new_id, time.monotonic)
         shared_views = None if redis is None else _shared_views(stack, redis, SealedViews(archive.keyring))
         reads = Reads(flows, views, shared_views, time.time, settings.cache_seconds, limits)
-        service = FlowService(store, reads, watches, sources, limits, token_key, Precaution(store, archive, _no_policy))
-        flow_history = FlowHistory(store, sources, limits, token_key)
         metrics = _metrics(stack, settings, shared, database, commits, watches, alert_admin)
         if redis is not None and shared_views is not None:
             metrics.read("shared_views", shared_views.counts)
             metrics.read("redis_reachable", redis.reachable)
         raise_alert = Alarm(alerts, metrics.count, lambda tenant: wakeups.ring(alerts_key(tenant), 0))
+        kept = keeping(settings, database, history, sources, provider.secrets(SIGNING), telling_of_breaks(raise_alert, sources))
+        service = FlowService(store, reads, watches, sources, limits, token_key, Precaution(store, archive, kept.policies.policy_of))
+        flow_history = FlowHistory(store, sources, limits, token_key)
         seals = CheckpointAlarm(raise_alert, archive.checkpoints, sources)
         flow_rescue = FlowRescue(Rescue(store, WaysBack(archive.opening), raise_alert), sources, limits)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, _both(tell, metrics))
@@ -183,7 +183,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
                 CheckpointService(store, archive, seals, sources, limits, token_key),
                 CheckpointStreams(store, archive, seals, sources, limits),
             ),
-            boundary.handlers(ADMIN_SERVICE, alert_admin, KeyAdmin(store, archive, Erasure(database), sources, limits)),
+            boundary.handlers(ADMIN_SERVICE, alert_admin, KeyAdmin(store, archive, Erasure(database), sources, limits), *kept.servicers),
         )
 
         def drain() -> None:
@@ -192,9 +192,10 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             alert_admin.drain()
 
         port = await _serve(stack, settings, shared, handlers, boundary, drain, commits)
+        jobs = [*checkpoint_jobs(archive, sources), *kept.jobs, looking_job(database, raise_alert, sources)]
         background = [
             asyncio.create_task(_watch_health(database, port.checks), name="health"),
-            *_sweeping(settings, database, _jobs(CheckpointUpkeep(archive, now), Lookout(Standing(database), raise_alert, now, new_id))),
+            *sweeping(settings, database, sources, jobs),
         ]
         stack.push_async_callback(_ended, background)
         yield Server(f"{settings.host}:{port.number}", port.number, drain, raise_alert)
@@ -318,25 +319,19 @@ def _redis_told(is_open: bool) -> None:
     _log.warning("redis_state", reachable=not is_open)
 
 
-def _jobs(checkpoints: CheckpointUpkeep, lookout: Lookout) -> list[Job]:
-    """What is done in the background for every tenant."""
-    return [
-        Job("checkpoint expiry", checkpoints.expire),
-        Job("unreferenced contents", checkpoints.collect),
-        Job("sealing anew", checkpoints.reseal),
-        Job("stuck flows", lookout.look, pause=LOOKING_PAUSE),
-    ]
+async def compacted(settings: Settings, tenant: Tenant | None, *, rehearse: bool = False) -> Compacted:
+    """What went of every flow by its tenant's policy, or would go: of one tenant's, or of all. Raises as ``running`` does."""
+    async with _database(settings) as database:
+        sources, history = Sources(now, new_id), History(database)
+        provider = await _keys(settings, database)
+        broken = telling_of_breaks(Alarm(Alerts(database), _unheard, _unheard), sources)
+        kept = keeping(settings, database, history, sources, provider.secrets(SIGNING), broken)
+        tenants = all_tenants(database) if tenant is None else _only(tenant)
+        return await kept.upkeep.compact_now(tenants, rehearse=rehearse)
 
 
-def _sweeping(settings: Settings, database: Database, jobs: Sequence[Job]) -> list[asyncio.Task[None]]:
-    """The one task that does the jobs; none where this server is to do none."""
-    if not settings.sweep_seconds:
-        return []
-
-    def rest() -> float:  # so that the rounds of several servers do not meet
-        return settings.sweep_seconds * (0.75 + 0.5 * random.SystemRandom().random())
-
-    return [asyncio.create_task(Sweeper(jobs, lambda: all_tenants(database), database.alone, now, rest).run(), name="sweeper")]
+async def _only(tenant: Tenant) -> AsyncIterator[Tenant]:
+    yield tenant
 
 
 async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -370,15 +365,9 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         yield database
 
 
-def _no_policy(_: Tenant) -> Policy:
-    """What every tenant has that set none."""
-    return _DEFAULT_POLICY
-
-
-async def _archive(settings: Settings, store: Store) -> Archive:
-    """The checkpoints, once it is certain that the keys of this server are the database's."""
-    given = None if settings.keys is None else settings.keys.get_secret_value()
-    return Archive.of(store, await kek.provided(store.database, given, settings.key_path), now, new_id, time.monotonic)
+async def _keys(settings: Settings, database: Database) -> KeyProvider:
+    """The keys of this server, once it is certain that they are the database's."""
+    return await kek.provided(database, None if settings.keys is None else settings.keys.get_secret_value(), settings.key_path)
 
 
 def _bound(server: grpc.aio.Server, settings: Settings) -> int:

@@ -11,30 +11,36 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
-import structlog
-
+from server.alarm import Alarm
+from server.checkpoints.archive import Archive
+from server.checkpoints.upkeep import CheckpointUpkeep
+from server.lookout import Lookout
 from server.repository.audit import Audit
 from server.repository.compaction import Compaction
 from server.repository.database import Database
 from server.repository.history import History
 from server.repository.packing import Packing
 from server.repository.policies import Policies
+from server.repository.standing import Standing
 from server.repository.tenants import all_tenants
 from server.services.audit_admin import AuditAdmin
 from server.services.flow_service import Sources
 from server.services.retention_admin import RetentionAdmin
 from server.settings import Settings
 from server.signing import Signing
+from server.statemachine.alert import Alert, AlertKind, AlertSeverity
 from server.statemachine.audit import AuditBreak
 from server.statemachine.value import dataclass
 from server.statemachine.values import Tenant
 from server.sweeper import Job, Sweeper
 from server.upkeep import Forgetting, Upkeep
 
-_log = structlog.get_logger()
-
 # Request ids are kept for days: there is no hurry to forget them, and all of them have to be looked at.
 FORGETTING_PAUSE = timedelta(hours=6)
+# What a broken upload left may be in the way for an hour more.
+COLLECTING_PAUSE = timedelta(hours=1)
+# Who is stuck has been so for hours: all flows need not be looked at every minute.
+LOOKING_PAUSE = timedelta(minutes=5)
 
 Broken = Callable[[Tenant, AuditBreak], Awaitable[None]]
 
@@ -88,7 +94,28 @@ def sweeping(settings: Settings, database: Database, sources: Sources, jobs: Seq
     return [asyncio.create_task(sweeper.run(), name="sweeper")]
 
 
-async def tell_broken(tenant: Tenant, found: AuditBreak) -> None:
-    """Says in the log that a chain of events does not hold."""
-    named = {"account": str(tenant.client_account_id), "engagement": str(tenant.engagement_id), "flow": str(found.flow_id)}
-    _log.error("audit_broken", kind=found.kind.name, revision=found.revision, description=found.description, **named)
+def checkpoint_jobs(archive: Archive, sources: Sources) -> list[Job]:
+    """What is done for checkpoints and keys."""
+    upkeep = CheckpointUpkeep(archive, sources.now)
+    return [
+        Job("checkpoint expiry", upkeep.expire),
+        Job("sealing anew", upkeep.reseal),
+        Job("unreferenced contents", upkeep.collect, pause=COLLECTING_PAUSE),
+    ]
+
+
+def looking_job(database: Database, raise_alert: Alarm, sources: Sources) -> Job:
+    """Looks out for flows that are stuck."""
+    return Job("stuck flows", Lookout(Standing(database), raise_alert, sources.now, sources.new_id).look, pause=LOOKING_PAUSE)
+
+
+def telling_of_breaks(raise_alert: Alarm, sources: Sources) -> Broken:
+    """Raises an alert for a chain of events that does not hold."""
+
+    async def broken(tenant: Tenant, found: AuditBreak) -> None:
+        subject = f"{found.flow_id} {found.revision} {found.kind.name}"
+        text = f"the audit chain is broken at revision {found.revision}: {found.description}"
+        kind, severity = AlertKind.AUDIT_BROKEN, AlertSeverity.CRITICAL
+        await raise_alert(tenant, Alert(sources.new_id(), kind, severity, sources.now(), text, subject, found.flow_id))
+
+    return broken

@@ -192,18 +192,16 @@ class Settings(BaseSettings):
     """PostgreSQL itself, for LISTEN, when FLOWLEDGER_DATABASE_URL leads through a pooler in transaction mode; unset takes that one."""
 
     sweep_seconds: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 60.0
-    """Seconds between two rounds of what is done in the background (expired checkpoints, seals of old keys); 0 does none of it here."""
+    """Seconds between two rounds of what is done in the background (expiry, compaction, new seals, stuck flows); 0 does none of it here."""
+
+    request_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    """Days that request ids are kept at least; those of a flow that can still be changed are kept longer, until it has rested as long."""
 
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """TCP port where Prometheus reads metrics over HTTP; 0 serves none; several workers take the ports from this one on."""
 
     metrics_host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     """Address to serve metrics on; they name no tenant, and whoever reaches them can read them."""
-    sweep_seconds: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 60.0
-    """Seconds between two rounds of what is done in the background (compaction, packing, old request ids); 0 does none of it here."""
-
-    request_days: Annotated[int, Field(ge=1, le=3650)] = 30
-    """Days that request ids are kept at least; those of a flow that can still be changed are kept longer, until it has rested as long."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from itertools import pairwise
@@ -112,6 +112,17 @@ class Compaction:
             for row in rows:
                 yield row[0]
             first = rows[-1][0].int + 1 if len(rows) == PAGE and rows[-1][0].int < _LAST else None
+
+    async def compacted(
+        self, tenant: Tenant, policy: Policy, least: int, now: Callable[[], datetime], *, rehearse: bool = False
+    ) -> AsyncIterator[Removed]:
+        """What went, or would go, of each of the tenant's ``candidates``."""
+        async for flow_id in self.candidates(tenant, policy, least):
+            try:
+                removed = await self.compact(FlowKey(tenant, flow_id), policy, now(), rehearse=rehearse)
+            except FlowNotFound:
+                continue  # erased in the moment since it was listed
+            yield removed
 
     async def compact(self, key: FlowKey, policy: Policy, now: datetime, *, rehearse: bool = False) -> Removed:
         """What went of the flow, or with ``rehearse`` what would go. Raises FlowNotFound."""

@@ -21,7 +21,6 @@ from server.services.flow_service import Sources
 from server.services.replies import first_answer, reply_of
 from server.statemachine import document
 from server.statemachine.audit import AuditBreak
-from server.statemachine.errors import FlowNotFound
 from server.statemachine.policy import Policy
 from server.statemachine.states import PhaseState
 from server.statemachine.values import FlowKey, Tenant
@@ -72,28 +71,20 @@ class RetentionAdmin:
         fields.check()
         if not request.validate_only and (found := await first_answer(self._database, caller.tenant, request)) is not None:
             return found
-        policy = await self._policies.get(caller.tenant)
         response = pb.CompactFlowsResponse()
-        async for one in self._flow_ids(caller.tenant, policy, flow_id):
-            try:
-                removed = await self._compaction.compact(
-                    FlowKey(caller.tenant, one), policy, self._sources.now(), rehearse=request.validate_only
-                )
-            except FlowNotFound:
-                if flow_id is not None:
-                    raise
-                continue  # erased in the moment since it was listed
+        async for removed in self._compacted(caller.tenant, flow_id, rehearse=request.validate_only):
             _add(response, removed)
             if removed.broken is not None:
                 await self._broken(caller.tenant, removed.broken)
         return await self._remembered(request, caller.tenant, flow_id, response)
 
-    async def _flow_ids(self, tenant: Tenant, policy: Policy, flow_id: UUID | None) -> AsyncIterator[UUID]:
+    async def _compacted(self, tenant: Tenant, flow_id: UUID | None, *, rehearse: bool) -> AsyncIterator[Removed]:
+        policy = await self._policies.get(tenant)
         if flow_id is not None:
-            yield flow_id
+            yield await self._compaction.compact(FlowKey(tenant, flow_id), policy, self._sources.now(), rehearse=rehearse)
             return
-        async for one in self._compaction.candidates(tenant, policy, 1):
-            yield one
+        async for removed in self._compaction.compacted(tenant, policy, 1, self._sources.now, rehearse=rehearse):
+            yield removed
 
     async def _remembered(
         self, request: Any, tenant: Tenant, flow_id: UUID | None, response: pb.CompactFlowsResponse

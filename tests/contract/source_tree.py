@@ -31,9 +31,11 @@ ROOMS: dict[str, frozenset[str]] = {
     "metrics": frozenset(),
     "programs": frozenset(),
     "sweeper": frozenset({"statemachine"}),  # does jobs; what they are is not its business
-    "keeping": frozenset({"services", "checkpoints", "repository", "statemachine", "alarm", "signing", "sweeper", "upkeep"}),  # app's
-    "upkeep": frozenset({"checkpoints", "repository", "statemachine"}),  # jobs; the sweeper's way in, as services are the callers'
+    "upkeep": frozenset({"repository", "statemachine"}),  # jobs; the sweeper's way in, as services are the callers'
     "signing": frozenset(),  # keys for others to be handed; sees nobody
+    "keeping": frozenset(  # composes, for app
+        {"services", "checkpoints", "repository", "statemachine", "settings", "alarm", "lookout", "signing", "sweeper", "upkeep"}
+    ),
     "cluster": frozenset({"programs"}),
     "embedded": frozenset({"cluster", "programs"}),
     "app": frozenset(
@@ -54,7 +56,8 @@ ROOMS: dict[str, frozenset[str]] = {
             "settings",
             "log",
             "embedded",
-            "sweeper",
+            "keeping",
+            "upkeep",
         },
     ),
     "workers": frozenset(),

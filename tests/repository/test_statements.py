@@ -44,8 +44,8 @@ from tests.checkpoints.exercise import exercise as exercise_seals
 from tests.repository import rows
 from tests.repository.plan import TENANT_TABLE_NAMES, scans_and_insertions
 from tests.repository.store import NOON, Store, alert, report, request
-from tests.repository.upkeep import exercise as exercise_upkeep
 from tests.repository.test_examiner import grown
+from tests.repository.upkeep import exercise as exercise_upkeep
 from tests.rescuing import asked, recover, rescue
 
 STATE = DocumentPlace("state")

@@ -19,9 +19,9 @@ from server.repository.examiner import Examiner
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows, Flows
 from server.repository.history import History
-from server.repository.requests import Reply, Request, answered, requested
 from server.repository.recoveries import Overtaken, Recoveries, Recovery
 from server.repository.remains import HIGHEST, Remains
+from server.repository.requests import Reply, Request, answered, requested
 from server.repository.tables import TENANT_TABLES
 from server.statemachine.change import MergeDocument, PauseFlow, RecordActivity, ReplaceDocument, UpdateFlow
 from server.statemachine.derivation import summary as summary_of
@@ -219,6 +219,8 @@ async def remember(store: Store, owned: Owned, asker: Tenant) -> None:
     first = await requests.remember(store.database, asker, reply, owned.flow_id, NOON)
     assert first.answer == b"mine"  # what the owner was answered is nothing to this one
     assert (await requests.remember(store.database, asker, replace(reply, answer=b"later"), owned.flow_id, NOON)).answer == b"mine"
+
+
 async def examined(store: Store, owned: Owned, asker: Tenant) -> None:
     with pytest.raises(FlowNotFound):
         await Examiner(store.database).examine(FlowKey(asker, owned.flow_id))

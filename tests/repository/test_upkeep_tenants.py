@@ -56,6 +56,10 @@ async def to_compact(store: Store, owned: FlowKey, asker: Tenant) -> None:
     assert [flow_id async for flow_id in compaction_of(store).candidates(asker, POLICY, 1)] == []
 
 
+async def compacted(store: Store, owned: FlowKey, asker: Tenant) -> None:
+    assert [removed async for removed in compaction_of(store).compacted(asker, POLICY, 1, lambda: NOON)] == []
+
+
 async def pack(store: Store, owned: FlowKey, asker: Tenant) -> None:
     assert await packing_of(store).pack(FlowKey(asker, owned.flow_id)) == 0
 
@@ -89,6 +93,7 @@ CASES: dict[str, Case] = {
     "Audit.exported": exported,
     "Compaction.compact": compact,
     "Compaction.candidates": to_compact,
+    "Compaction.compacted": compacted,
     "Packing.pack": pack,
     "Packing.candidates": to_pack,
     "Policies.get": get,
