@@ -34,9 +34,19 @@ SERVICES = [
     checkpoint_service_pb2.DESCRIPTOR.services_by_name["CheckpointService"],
     admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
 ]
-READS = ("Get", "List", "BatchGet", "Watch", "Diff", "Download", "Validate")
+READS = ("Get", "List", "BatchGet", "Watch", "Diff", "Download", "Validate", "Verify", "Export")
 # What is no commit to a flow has no revision to expect; CreateFlow makes the first one.
-UNGUARDED = {"CreateFlow", "ForkFlow", "UpdateCheckpoint", "DeleteCheckpoint", "PruneCheckpoints", "RotateTenantKey", "EraseTenant"}
+UNGUARDED = {
+    "CreateFlow",
+    "ForkFlow",
+    "UpdateCheckpoint",
+    "DeleteCheckpoint",
+    "PruneCheckpoints",
+    "RotateTenantKey",
+    "EraseTenant",
+    "UpdatePolicy",
+    "CompactFlows",
+}
 
 
 def buf(*arguments: object) -> str:

@@ -18,6 +18,7 @@ import asyncpg
 import grpc
 import pytest
 from flowledger.v1 import admin_service_pb2 as pb
+from flowledger.v1 import alert_pb2
 from flowledger.v1.admin_service_pb2_grpc import AdminServiceStub
 
 from clients.python.audit_export import Broken, read, save
@@ -83,7 +84,9 @@ async def test_of_each_flow_the_first_broken_link_is_named(tenancy: Tenancy, sup
     assert (await verified(tenancy, flow_ids[1]))[1] == [breaks[1]]
 
 
-async def test_a_broken_chain_is_told_of_in_the_log(urls: Urls, superuser_of: Any, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_broken_chain_raises_one_alert_however_often_it_is_found(
+    urls: Urls, superuser_of: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     from server.log import logging
 
     with logging("warning", "json"):
@@ -92,9 +95,14 @@ async def test_a_broken_chain_is_told_of_in_the_log(urls: Urls, superuser_of: An
             flow_id = await lived(tenancy)
             await (await superuser_of(urls)).execute("UPDATE events SET actor = 'eve' WHERE revision = 2")
             await verified(tenancy)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "audit_broken" in line]
+            await verified(tenancy)
+            stub: Any = AdminServiceStub(channel)  # type: ignore[no-untyped-call, unused-ignore]
+            (alert,) = (await stub.ListAlerts(pb.ListAlertsRequest(), metadata=tenancy.metadata)).alerts
+    assert (alert.kind, alert.severity) == (alert_pb2.ALERT_KIND_AUDIT_BROKEN, alert_pb2.ALERT_SEVERITY_CRITICAL)
+    assert alert.flow_id == flow_id
+    assert "revision 2" in alert.message
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "AUDIT_BROKEN" in line]
     assert flow_id in line
-    assert '"kind":"CHANGED"' in line
 
 
 async def test_no_more_than_a_hundred_broken_links_are_named(tenancy: Tenancy, superuser: asyncpg.Connection) -> None:
