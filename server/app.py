@@ -33,6 +33,7 @@ from server.repository.notifications import Notifications
 from server.repository.store import Store
 from server.services.boundary import Boundary, Tell
 from server.services.deadlines import Deadlines
+from server.services.flow_history import FlowHistory
 from server.services.flow_service import FlowService, Sources
 from server.services.reads import Reads
 from server.services.reflection import add_reflection
@@ -47,7 +48,7 @@ _log = structlog.get_logger()
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
 HEALTH_SECONDS = 2.0
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
-# for this long they are still taken, and told to go elsewhere.
+# for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
 
 
@@ -131,12 +132,14 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         limits = document.Limits(settings.max_document_bytes)
         store = Store(database, flows, events, History(database), commits)
         reads = Reads(flows, views, None, time.time, settings.cache_seconds, limits)
-        service = FlowService(store, reads, watches, Sources(now, new_id), limits, token_key)
+        sources = Sources(now, new_id)
+        service = FlowService(store, reads, watches, sources, limits, token_key)
+        flow_history = FlowHistory(store, sources, limits, token_key)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
         checks = health.aio.HealthServicer()
 
         server = grpc.aio.server(options=channel_options(settings, shared))
-        server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service),))
+        server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service, flow_history),))
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         add_reflection(server, [FLOW_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
         port = _bound(server, settings)
@@ -157,7 +160,10 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             watch_health.cancel()
             await checks.enter_graceful_shutdown()
             await asyncio.sleep(min(REFUSING_SECONDS, settings.drain_seconds))
-            await server.stop(max(0.0, ending - loop.time()))
+            closing = asyncio.create_task(server.stop(max(0.0, ending - loop.time())))
+            await asyncio.sleep(0.0)  # gRPC has begun to close once the task has run
+            boundary.close()
+            await closing
             await commits.close(max(0.0, ending - loop.time()))
 
         stack.push_async_callback(stop)
