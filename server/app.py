@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, unique
 from uuid import UUID
 
@@ -21,30 +21,39 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.breaker import Breaker
 from server.cache import Heads, Texts, Views
+from server.compacting import Compacted, compact_all
 from server.embedded import embedded
-from server.keeping import keeping, sweeping, tell_broken
 from server.redis_link import linked
 from server.repository import schema
+from server.repository.audit import Audit
 from server.repository.commits import Commits
+from server.repository.compaction import Compaction
 from server.repository.database import Database, PoolSettings, connected
 from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
+from server.repository.packing import Packing
+from server.repository.policies import Policies
 from server.repository.store import Store
 from server.repository.tenants import all_tenants
+from server.services.audit_admin import AuditAdmin
 from server.services.boundary import Boundary, Tell
 from server.services.deadlines import Deadlines
 from server.services.flow_history import FlowHistory
 from server.services.flow_service import FlowService, Sources
 from server.services.reads import Reads
 from server.services.reflection import add_reflection
+from server.services.retention_admin import RetentionAdmin
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
+from server.signing import Signing
 from server.statemachine import document
+from server.statemachine.audit import AuditBreak
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import Tenant
-from server.upkeep import Compacted
+from server.sweeper import Job, Sweeper
+from server.upkeep import Forgetting, Upkeep
 from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
 _log = structlog.get_logger()
@@ -52,6 +61,8 @@ _log = structlog.get_logger()
 ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"]
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
 HEALTH_SECONDS = 2.0
+# Request ids are kept for days: there is no hurry to forget them, and all of them have to be looked at.
+FORGETTING_PAUSE = timedelta(hours=6)
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
@@ -142,7 +153,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         service = FlowService(store, reads, watches, sources, limits, token_key)
         flow_history = FlowHistory(store, sources, limits, token_key)
         # The secret that signs: the one line to change for another one.
-        kept = keeping(settings, database, history, sources, [token_key], tell_broken)
+        keeping = _keeping(settings, database, history, sources, [token_key])
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
         checks = health.aio.HealthServicer()
 
@@ -150,7 +161,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         server.add_generic_rpc_handlers(
             (
                 boundary.handlers(FLOW_SERVICE, service, flow_history),
-                boundary.handlers(ADMIN_SERVICE, *kept.servicers),
+                boundary.handlers(ADMIN_SERVICE, *keeping.servicers),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -162,7 +173,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         background = [
             asyncio.create_task(_watch_health(database, checks, ("", *names)), name="health"),
             # What is to be done for every tenant in the background: a line for each part.
-            *sweeping(settings, database, sources, kept.jobs),
+            *_sweeping(settings, database, [*keeping.jobs]),
         ]
 
         loop = asyncio.get_running_loop()
@@ -189,17 +200,49 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         yield Server(f"{settings.host}:{port}", port, drain)
 
 
+@dataclass(frozen=True, slots=True)
+class _Keeping:
+    """What has to do with keeping history: what is called, and what is done without being called."""
+
+    servicers: tuple[object, ...]
+    jobs: tuple[Job, ...]
+
+
+def _keeping(settings: Settings, database: Database, history: History, sources: Sources, secrets: Sequence[bytes]) -> _Keeping:
+    """``secrets`` sign what compaction leaves and audits export: the first one does, the others did before."""
+    signing = Signing(secrets)
+    audit = Audit(database, signing.verifies)
+    compaction, policies = Compaction(database, history, audit, signing.sign), Policies(database, time.monotonic)
+    upkeep = Upkeep(compaction, Packing(database, history), policies, now, _tell_broken)
+    forgetting = Forgetting(database, settings.request_days, now)
+    return _Keeping(
+        (
+            AuditAdmin(audit, signing.audit_key, _tell_broken),
+            RetentionAdmin(database, policies, compaction, sources, _tell_broken),
+        ),
+        (
+            Job("compaction", upkeep.compact),
+            Job("packing", upkeep.pack),
+            Job("request ids", forgetting.forget, pause=FORGETTING_PAUSE),
+        ),
+    )
+
+
+def _sweeping(settings: Settings, database: Database, jobs: Sequence[Job]) -> list[asyncio.Task[None]]:
+    """The one task that does the jobs; none where this server is to do none."""
+    if not settings.sweep_seconds:
+        return []
+
+    def rest() -> float:  # so that the rounds of several servers do not meet
+        return settings.sweep_seconds * (0.75 + 0.5 * random.SystemRandom().random())
+
+    return [asyncio.create_task(Sweeper(jobs, lambda: all_tenants(database), database.alone, now, rest).run(), name="sweeper")]
+
+
 async def compacted(settings: Settings, tenant: Tenant | None, *, rehearse: bool = False) -> Compacted:
-    """What went of every flow by its tenant's policy, or would go: of one tenant's, or of all. Raises as ``running`` does."""
+    """What went of the flows by their tenants' policies, or would go: of one tenant's, or of all. Raises as ``running`` does."""
     async with _database(settings) as database:
-        sources, history = Sources(now, new_id), History(database)
-        kept = keeping(settings, database, history, sources, [await database.token_key()], tell_broken)
-        tenants = all_tenants(database) if tenant is None else _only(tenant)
-        return await kept.upkeep.compact_now(tenants, rehearse=rehearse)
-
-
-async def _only(tenant: Tenant) -> AsyncIterator[Tenant]:
-    yield tenant
+        return await compact_all(database, [await database.token_key()], tenant, now, rehearse=rehearse)
 
 
 async def _relay(stack: AsyncExitStack, settings: Settings, database: Database, wakeups: LocalWakeups, token_key: bytes) -> None:
@@ -255,6 +298,12 @@ def _bound(server: grpc.aio.Server, settings: Settings) -> int:
     except RuntimeError as error:
         raise OSError(f"cannot listen on {settings.host}:{settings.port}: is another server there? Set FLOWLEDGER_PORT") from error
     return int(port)
+
+
+async def _tell_broken(tenant: Tenant, found: AuditBreak) -> None:
+    """Says in the log that a chain of events does not hold."""
+    named = {"account": str(tenant.client_account_id), "engagement": str(tenant.engagement_id), "flow": str(found.flow_id)}
+    _log.error("audit_broken", kind=found.kind.name, revision=found.revision, description=found.description, **named)
 
 
 async def _set_health(checks: health.aio.HealthServicer, names: Sequence[str], status: int) -> None:

@@ -25,8 +25,8 @@ ROOMS: dict[str, frozenset[str]] = {
     "programs": frozenset(),
     "sweeper": frozenset({"statemachine"}),  # does jobs; what they are is not its business
     "upkeep": frozenset({"repository", "statemachine"}),  # jobs; the sweeper's way in, as services are the callers'
+    "compacting": frozenset({"repository", "statemachine", "signing"}),  # the command's way in to what the sweeper does
     "signing": frozenset(),  # keys for others to be handed; sees nobody
-    "keeping": frozenset({"services", "repository", "statemachine", "settings", "signing", "sweeper", "upkeep"}),  # composes, for app
     "cluster": frozenset({"programs"}),
     "embedded": frozenset({"cluster", "programs"}),
     "app": frozenset(
@@ -41,7 +41,9 @@ ROOMS: dict[str, frozenset[str]] = {
             "settings",
             "log",
             "embedded",
-            "keeping",
+            "compacting",
+            "signing",
+            "sweeper",
             "upkeep",
         },
     ),
