@@ -35,6 +35,7 @@ from server.repository.history import History
 from server.repository.notifications import Notifications
 from server.repository.packing import Packing
 from server.repository.policies import Policies
+from server.repository.resigning import Resigning
 from server.repository.store import Store
 from server.repository.tenants import all_tenants
 from server.services.audit_admin import AuditAdmin
@@ -63,6 +64,7 @@ FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
 HEALTH_SECONDS = 2.0
 # Request ids are kept for days: there is no hurry to forget them, and all of them have to be looked at.
 FORGETTING_PAUSE = timedelta(hours=6)
+RESIGNING_PAUSE = timedelta(hours=1)
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
@@ -223,6 +225,11 @@ def _keeping(settings: Settings, database: Database, history: History, sources: 
         (
             Job("compaction", upkeep.compact),
             Job("packing", upkeep.pack),
+            *(
+                [Job("signatures", Resigning(database, signing.sign, signing.verifies).resign, pause=RESIGNING_PAUSE)]
+                if signing.renews
+                else []
+            ),
             Job("request ids", forgetting.forget, pause=FORGETTING_PAUSE),
         ),
     )
