@@ -27,6 +27,7 @@ from server.checkpoints.archive import Archive
 from server.checkpoints.precaution import Precaution
 from server.checkpoints.sealed_views import SealedViews
 from server.checkpoints.ways_back import WaysBack
+from server.compacting import Compacted, compact_all
 from server.embedded import embedded
 from server.keeping import checkpoint_jobs, keeping, looking_job, sweeping, telling_of_breaks
 from server.metrics import Metrics, exposed, registry_of
@@ -41,7 +42,6 @@ from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
 from server.repository.store import Store
-from server.repository.tenants import all_tenants
 from server.rescue import Rescue
 from server.services.alert_admin import AlertAdmin, alerts_key
 from server.services.boundary import Boundary, Tell
@@ -61,7 +61,6 @@ from server.settings import Settings
 from server.statemachine import document
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import Tenant
-from server.upkeep import Compacted
 from server.vault import KeyProvider
 from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
@@ -320,18 +319,11 @@ def _redis_told(is_open: bool) -> None:
 
 
 async def compacted(settings: Settings, tenant: Tenant | None, *, rehearse: bool = False) -> Compacted:
-    """What went of every flow by its tenant's policy, or would go: of one tenant's, or of all. Raises as ``running`` does."""
+    """What went of the flows by their tenants' policies, or would go: of one tenant's, or of all. Raises as ``running`` does."""
     async with _database(settings) as database:
-        sources, history = Sources(now, new_id), History(database)
         provider = await _keys(settings, database)
-        broken = telling_of_breaks(Alarm(Alerts(database), _unheard, _unheard), sources)
-        kept = keeping(settings, database, history, sources, provider.secrets(SIGNING), broken)
-        tenants = all_tenants(database) if tenant is None else _only(tenant)
-        return await kept.upkeep.compact_now(tenants, rehearse=rehearse)
-
-
-async def _only(tenant: Tenant) -> AsyncIterator[Tenant]:
-    yield tenant
+        broken = telling_of_breaks(Alarm(Alerts(database), _unheard, _unheard), Sources(now, new_id))
+        return await compact_all(database, provider.secrets(SIGNING), tenant, now, broken, rehearse=rehearse)
 
 
 async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:

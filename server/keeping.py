@@ -1,19 +1,17 @@
-"""Puts together what has to do with keeping history: what is called, what is done without being called, what an operator does by command.
-
-A composition of its own beside ``app``: `flowledger compact` needs this part alone.
-"""
+"""Puts together what keeps a database in order: jobs that are done for every tenant without a call, and what is called for the same."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 from server.alarm import Alarm
 from server.checkpoints.archive import Archive
 from server.checkpoints.upkeep import CheckpointUpkeep
+from server.compacting import Broken
 from server.lookout import Lookout
 from server.repository.audit import Audit
 from server.repository.compaction import Compaction
@@ -21,6 +19,7 @@ from server.repository.database import Database
 from server.repository.history import History
 from server.repository.packing import Packing
 from server.repository.policies import Policies
+from server.repository.resigning import Resigning
 from server.repository.standing import Standing
 from server.repository.tenants import all_tenants
 from server.services.audit_admin import AuditAdmin
@@ -38,11 +37,10 @@ from server.upkeep import Forgetting, Upkeep
 # Request ids are kept for days: there is no hurry to forget them, and all of them have to be looked at.
 FORGETTING_PAUSE = timedelta(hours=6)
 # What a broken upload left may be in the way for an hour more.
+RESIGNING_PAUSE = timedelta(hours=1)
 COLLECTING_PAUSE = timedelta(hours=1)
 # Who is stuck has been so for hours: all flows need not be looked at every minute.
 LOOKING_PAUSE = timedelta(minutes=5)
-
-Broken = Callable[[Tenant, AuditBreak], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,6 @@ class Keeping:
 
     servicers: tuple[object, ...]
     jobs: tuple[Job, ...]
-    upkeep: Upkeep
     policies: Policies
 
 
@@ -66,6 +63,7 @@ def keeping(
     audit = Audit(database, signing.verifies)
     compaction, policies = Compaction(database, history, audit, signing.sign), Policies(database, time.monotonic)
     upkeep = Upkeep(compaction, Packing(database, history), policies, sources.now, broken)
+    resigning = Resigning(database, signing.sign, signing.verifies)
     forgetting = Forgetting(database, settings.request_days, sources.now)
     return Keeping(
         (
@@ -75,9 +73,9 @@ def keeping(
         (
             Job("compaction", upkeep.compact),
             Job("packing", upkeep.pack),
+            *([Job("signatures", resigning.resign, pause=RESIGNING_PAUSE)] if signing.renews else []),
             Job("request ids", forgetting.forget, pause=FORGETTING_PAUSE),
         ),
-        upkeep,
         policies,
     )
 

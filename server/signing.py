@@ -22,6 +22,11 @@ class Signing:
         self._keys = [_derived(secret, _BASES) for secret in secrets]
         self._audit_key = _derived(secrets[0], _EXPORTS)
 
+    @property
+    def renews(self) -> bool:
+        """Whether there may be signatures of keys that do not sign any more."""
+        return len(self._keys) > 1
+
     def sign(self, text: bytes) -> bytes:
         """The signature of ``text``."""
         return hmac.digest(self._keys[0], text, "sha256")

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
-from server.repository.compaction import Compaction, Removed
+from server.repository.compaction import Compaction
 from server.repository.database import Database
 from server.repository.packing import Packing
 from server.repository.policies import Policies
 from server.repository.request_expiry import forget
 from server.statemachine.audit import AuditBreak
+from server.statemachine.errors import FlowNotFound
 from server.statemachine.retention import surplus
-from server.statemachine.value import dataclass
 from server.statemachine.values import FlowKey, Tenant
 
 # A flow may be changed by another process while a round begins, and clocks differ.
 _OVERLAP = timedelta(hours=1)
 _EVER = datetime.min.replace(tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Compacted:
-    """What went of many flows; ``damaged`` are those that were left alone because their history does not hold."""
-
-    flows: int = 0
-    events: int = 0
-    versions: int = 0
-    bytes: int = 0
-    damaged: int = 0
-
-    def with_flow(self, removed: Removed) -> Compacted:
-        """One flow more."""
-        return Compacted(
-            self.flows + bool(removed.events or removed.versions),
-            self.events + removed.events,
-            self.versions + removed.versions,
-            self.bytes + removed.bytes,
-            self.damaged + (removed.broken is not None),
-        )
 
 
 class Upkeep:
@@ -56,22 +35,15 @@ class Upkeep:
         self._compaction, self._packing, self._policies, self._now, self._broken = compaction, packing, policies, now, broken
 
     async def compact(self, tenant: Tenant, _: datetime | None) -> None:
-        """Take away what the tenant's policy does not keep, of flows where it is worth it."""
+        """Take away what the tenant's policy does not keep."""
         policy = await self._policies.get(tenant)
-        async for removed in self._compaction.compacted(tenant, policy, surplus(policy), self._now):
+        async for flow_id in self._compaction.candidates(tenant, policy, surplus(policy)):
+            try:
+                removed = await self._compaction.compact(FlowKey(tenant, flow_id), policy, self._now())
+            except FlowNotFound:
+                continue  # erased meanwhile
             if removed.broken is not None:
                 await self._broken(tenant, removed.broken)
-
-    async def compact_now(self, tenants: AsyncIterator[Tenant], *, rehearse: bool = False) -> Compacted:
-        """Take away what these tenants' policies do not keep, of every flow, or with ``rehearse`` say what would go."""
-        found = Compacted()
-        async for tenant in tenants:
-            policy = await self._policies.get(tenant)
-            async for removed in self._compaction.compacted(tenant, policy, 1, self._now, rehearse=rehearse):
-                found = found.with_flow(removed)
-                if removed.broken is not None:
-                    await self._broken(tenant, removed.broken)
-        return found
 
     async def pack(self, tenant: Tenant, before: datetime | None) -> None:
         """Store earlier versions of documents smaller, of flows that were changed since the last round."""

@@ -32,9 +32,22 @@ ROOMS: dict[str, frozenset[str]] = {
     "programs": frozenset(),
     "sweeper": frozenset({"statemachine"}),  # does jobs; what they are is not its business
     "upkeep": frozenset({"repository", "statemachine"}),  # jobs; the sweeper's way in, as services are the callers'
+    "compacting": frozenset({"repository", "statemachine", "signing"}),  # the command's way in to what the sweeper does
     "signing": frozenset(),  # keys for others to be handed; sees nobody
     "keeping": frozenset(  # composes, for app
-        {"services", "checkpoints", "repository", "statemachine", "settings", "alarm", "lookout", "signing", "sweeper", "upkeep"}
+        {
+            "services",
+            "checkpoints",
+            "repository",
+            "statemachine",
+            "settings",
+            "alarm",
+            "lookout",
+            "signing",
+            "sweeper",
+            "upkeep",
+            "compacting",
+        }
     ),
     "cluster": frozenset({"programs"}),
     "embedded": frozenset({"cluster", "programs"}),
@@ -56,8 +69,8 @@ ROOMS: dict[str, frozenset[str]] = {
             "settings",
             "log",
             "embedded",
+            "compacting",
             "keeping",
-            "upkeep",
         },
     ),
     "workers": frozenset(),

@@ -18,7 +18,7 @@ import pytest
 
 from server import app
 from tests.conftest import Urls, settings
-from tests.faults.process import START_SECONDS, STOP_SECONDS, command, database, environment
+from tests.faults.process import START_SECONDS, command, database, environment
 from tests.repository.store import superuser
 from tests.services.administration import call, verified
 from tests.tenancy import Tenancy
@@ -100,7 +100,7 @@ async def test_kill_9_during_compaction_leaves_each_flow_as_it_was_or_as_it_shal
             between += len(set(counts)) == 2
             await intact(tenancy, flows)
             again = compacting(urls)
-            output, _ = await asyncio.to_thread(again.communicate, timeout=STOP_SECONDS)
+            output, _ = await asyncio.to_thread(again.communicate, timeout=START_SECONDS)
             assert again.returncode == 0
             assert json.loads(output)["flows"] == counts.count(REVISIONS)
             assert await left(truth, flows) == [KEPT] * FLOWS

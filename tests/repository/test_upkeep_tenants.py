@@ -14,13 +14,15 @@ from server.repository.compaction import Compaction
 from server.repository.packing import Packing
 from server.repository.policies import Policies
 from server.repository.requests import NO_FLOW, Reply, remember
+from server.repository.resigning import Resigning
+from server.signing import Signing
 from server.statemachine.errors import FlowError, FlowNotFound
 from server.statemachine.policy import Policy
 from server.statemachine.values import FlowKey, Tenant
 from tests.repository import rows
 from tests.repository.store import NOON, Store, outsiders, request
 from tests.repository.test_tenants import everything, of_tenants
-from tests.repository.upkeep import POLICY, audit_of, compaction_of, grown, packing_of, policies_of
+from tests.repository.upkeep import POLICY, SIGNING, audit_of, compaction_of, grown, packing_of, policies_of
 
 LATER = NOON + timedelta(days=400)
 
@@ -82,6 +84,11 @@ async def put(store: Store, owned: FlowKey, asker: Tenant) -> None:
     assert done.etag == 1
 
 
+async def resign(store: Store, owned: FlowKey, asker: Tenant) -> None:
+    renewing = Resigning(store.database, Signing([b"n" * 32]).sign, SIGNING.verifies)
+    assert await renewing.resign(asker) == 0
+
+
 async def forget(store: Store, owned: FlowKey, asker: Tenant) -> None:
     assert await request_expiry.forget(store.database, asker, LATER) == 0
 
@@ -99,16 +106,19 @@ CASES: dict[str, Case] = {
     "Policies.get": get,
     "Policies.policy_of": policy_of,
     "Policies.put": put,
+    "Resigning.resign": resign,
     "request_expiry.forget": forget,
 }
 
 
 def test_every_function_that_is_told_a_tenant_has_a_case() -> None:
-    assert set(CASES) == of_tenants(Audit, Compaction, Packing, Policies, request_expiry)
+    assert set(CASES) == of_tenants(Audit, Compaction, Packing, Policies, Resigning, request_expiry)
 
 
 async def owned_by(store: Store, elsewhere: Store, tenant: Tenant) -> FlowKey:
+    """A flow that can be compacted, and beside it one that was."""
     key = await grown(store, elsewhere, tenant, 12)
+    await compaction_of(store).compact(await grown(store, store, tenant, 8), POLICY, NOON)
     await policies_of(store).put(tenant, POLICY, 0, ("ann", NOON), lambda _: None)
     await remember(store.database, tenant, Reply(request().request_id, b"h" * 32, b"answer"), NO_FLOW, NOON)
     return key

@@ -12,6 +12,7 @@ from server.repository.packing import Packing
 from server.repository.policies import Policies
 from server.repository.request_expiry import forget
 from server.repository.requests import NO_FLOW, Reply, remember, requested
+from server.repository.resigning import Resigning
 from server.repository.tenants import all_tenants
 from server.signing import Signing
 from server.statemachine.change import ReplaceDocument, UpdateFlow
@@ -67,6 +68,7 @@ async def exercise(store: Store, tenant: Tenant) -> None:
     await packing.pack(key)
     assert [flow_id async for flow_id in compaction.candidates(tenant, POLICY, 1)] == [key.flow_id]
     assert (await compaction.compact(key, POLICY, NOON)).events == 15
+    assert await Resigning(store.database, Signing([b"n" * 32]).sign, SIGNING.verifies).resign(tenant) == 1
     for reply in (None, Reply(UUID(int=7), b"h" * 32, b"answer")):
         await policies.put(tenant, POLICY, 0, ("ann", NOON), lambda _, reply=reply: reply)  # type: ignore[misc]
     await policies.policy_of(tenant)

@@ -20,13 +20,12 @@ import pytest
 from flowledger.v1 import admin_service_pb2 as pb
 from flowledger.v1 import alert_pb2
 from flowledger.v1.admin_service_pb2_grpc import AdminServiceStub
+from flowledger_client.audit_export import Broken, read, save
+from flowledger_client.audit_export import verified as verified_export
 
-from clients.python.audit_export import Broken, read, save
-from clients.python.audit_export import verified as verified_export
 from server import app
 from server.repository.audit import PAGE
 from tests.conftest import Urls, settings
-from tests.contract.source_tree import ROOT
 from tests.services.administration import call, refusal, verified
 from tests.tenancy import PATIENCE, Tenancy
 from tests.waiting import until
@@ -306,11 +305,17 @@ async def test_whatever_is_done_to_an_export_is_found(tenancy: Tenancy, superuse
 
 async def test_the_script_saves_and_verifies(tenancy: Tenancy, server: app.Server, tmp_path: Path) -> None:
     await lived(tenancy)
-    script, file = str(ROOT / "clients" / "python" / "audit_export.py"), str(tmp_path / "export.bin")
+    file = str(tmp_path / "export.bin")
 
     async def run(*arguments: str) -> tuple[int, str]:
         done = await asyncio.to_thread(
-            subprocess.run, [sys.executable, script, *arguments], capture_output=True, text=True, check=False, timeout=60
+            subprocess.run,
+            [sys.executable, "-m", "flowledger_client.audit_export", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
         return done.returncode, done.stdout + done.stderr
 

@@ -1,7 +1,7 @@
 """Saves an audit export, and verifies one offline: it needs neither the service nor its database, only the file and the key.
 
-    python clients/python/audit_export.py save 127.0.0.1:50051 ACCOUNT ENGAGEMENT export.bin
-    python clients/python/audit_export.py verify export.bin [PUBLIC_KEY_IN_HEX]
+    python -m flowledger_client.audit_export save 127.0.0.1:50051 ACCOUNT ENGAGEMENT export.bin
+    python -m flowledger_client.audit_export verify export.bin [PUBLIC_KEY_IN_HEX]
 
 Keep the key, or the head that ``verify`` prints, somewhere else than the export: without a key that is known from elsewhere a forger signs
 with one of his own, and without a head that is known from elsewhere he hands out an older export.
