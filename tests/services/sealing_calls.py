@@ -96,7 +96,8 @@ async def raw(tenancy: Tenancy, name: str, body: bytes) -> bytes:
     """The response to a request's bytes, of a stream all of its responses; an upload's header is followed by a payload."""
     method = METHODS[name]
     assert method.containing_service is not None
-    path, channel = f"/{method.containing_service.full_name}/{name}", tenancy.channel
+    path = f"/{method.containing_service.full_name}/{name}"
+    channel: Any = tenancy.channel  # these are bytes already, and stubs want messages
     rest: Any = {"metadata": tenancy.metadata, "timeout": PATIENCE}
     if method.server_streaming:
         return b"".join([part async for part in channel.unary_stream(path)(body, **rest)])
