@@ -426,7 +426,7 @@ async def test_a_child_that_was_lost_with_the_last_events_is_not_forgotten_for_a
     await hand.execute("DELETE FROM assessment_flows WHERE flow_id = $1", flow_id)
     done = await recover(store, key)
     assert (done.plan.rung, done.plan.source_revision) == (Rung.REVISION, last - 1)
-    assert done.plan.failures[0][1].endswith("do not fit the phases: it is not sure which of them is wrong")
+    assert done.plan.failures[0][1].endswith("the row says that assessment is under way, and it is not there")
     after = await store.record(tenant, flow_id)
     assert [child.type for child in after.head.flow.children] == ["discovery", "assessment"]
     assert after.head.flow.children[0] == before.head.flow.children[0]

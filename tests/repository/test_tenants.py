@@ -18,7 +18,7 @@ from server.repository.events import Events, Narrowing
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows, Flows
 from server.repository.history import History
-from server.repository.requests import Request, answered
+from server.repository.requests import Request, answered, requested
 from server.repository.tables import TENANT_TABLES
 from server.statemachine.change import MergeDocument, PauseFlow, RecordActivity, ReplaceDocument, UpdateFlow
 from server.statemachine.errors import FlowError, FlowNotFound, RevisionCompacted
@@ -178,6 +178,10 @@ async def request_answered(store: Store, owned: Owned, asker: Tenant) -> None:
     assert await answered(store.database, asker, other_payload) is None  # not "reused" either
 
 
+async def request_requested(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert not await requested(store.database, asker, owned.asking.request_id)
+
+
 async def alert_put(store: Store, owned: Owned, asker: Tenant) -> None:
     mine = alert("the same thing")
     assert await Alerts(store.database).put(asker, mine)  # that another tenant was told of it is nothing to this one
@@ -231,6 +235,7 @@ CASES: dict[str, Case] = {
     "Commits.commit_together": commit_together,
     "Commits.rehearse_together": rehearse_together,
     "requests.answered": request_answered,
+    "requests.requested": request_requested,
 }
 
 
