@@ -15,7 +15,7 @@ from server.services.boundary import CODES
 from tests.services.malformed import faults
 from tests.services.sealing_calls import CALLS, METHODS, MUTATIONS, Target, confirm, raw, refusal, request
 from tests.services.test_tenants import STRANGERS
-from tests.tenancy import Tenancy
+from tests.tenancy import Refusal, Tenancy
 from tests.tenant_rows import held
 
 # These name nothing that could be somebody else's; each has its own test below.
@@ -149,3 +149,18 @@ async def test_an_upload_in_the_wrong_order_or_not_as_announced_is_refused(
     refused = await target.sealing.upload_refusal(sent)
     assert refused.violations.keys() == {field}
     assert await held(superuser, target.tenancy) == before
+
+
+async def test_after_an_erasure_nothing_is_served_from_memory_and_who_watches_is_told(target: Target) -> None:
+    tenancy, flow_id = target.tenancy, target.flow_id
+    watch = tenancy.watch(flow_id)
+    await anext(aiter(watch))
+    cached = {"flow_id": flow_id, "view": "FLOW_VIEW_FULL", "consistency": "READ_CONSISTENCY_CACHED"}
+    for _ in range(2):
+        assert (await tenancy.call("GetFlow", **cached)).flow.revision == 2
+    await target.sealing.admin("EraseTenant", confirm=confirm(tenancy))
+    assert (await tenancy.refusal("GetFlow", **cached)).reason == "FLOW_NOT_FOUND"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in watch:
+            pass
+    assert Refusal.of(caught.value).reason == "FLOW_NOT_FOUND"
