@@ -359,7 +359,17 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
 
 async def _keys(settings: Settings, database: Database) -> KeyProvider:
     """The keys of this server, once it is certain that they are the database's."""
-    return await kek.provided(database, None if settings.keys is None else settings.keys.get_secret_value(), settings.key_path)
+    return await kek.provided(database, _given_keys(settings), settings.key_path)
+
+
+async def adopt_key(settings: Settings) -> tuple[str | None, str]:
+    """Let this server's key-encryption key be the database's: the one before, and the one now. Raises as ``running`` does."""
+    async with _database(settings) as database:
+        return await kek.adopted(database, _given_keys(settings), settings.key_path)
+
+
+def _given_keys(settings: Settings) -> str | None:
+    return None if settings.keys is None else settings.keys.get_secret_value()
 
 
 def _bound(server: grpc.aio.Server, settings: Settings) -> int:

@@ -28,7 +28,9 @@ KEYS = written("test", bytes(range(32)))
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", choices=("18", "15"), default="18", help="which PostgreSQL the tests run on")
     parser.addoption("--corrupted", type=int, default=18, help="how many flows are corrupted in test_corruption.py")
-    parser.addoption("--kills", type=int, default=2, help="how often `flowledger compact` is killed in test_compaction_kill.py")
+    parser.addoption(
+        "--kills", type=int, default=2, help="how often each test kills that kills again and again"
+    )
     parser.addoption("--rounds", type=int, default=1, help="how often tests/linearizability kills, cuts and restarts; 20 for a long look")
 
 
