@@ -30,6 +30,7 @@ from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
+from server.repository.session import Combine, Pooler, Session
 from server.repository.store import Store
 from server.services.boundary import Boundary, Tell
 from server.services.deadlines import Deadlines
@@ -199,13 +200,9 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
             url = addresses.service_url
         else:
             url = settings.database_url.get_secret_value()
-        pool = PoolSettings(
-            settings.pool_min,
-            settings.pool_max,
-            settings.statement_timeout_seconds,
-            settings.statement_timeout_seconds,
-            settings.database_role,
-        )
+        timeout = settings.statement_timeout_seconds
+        session = Session(timeout, settings.database_role, Pooler(settings.pooler), Combine(settings.combine))
+        pool = PoolSettings(settings.pool_min, settings.pool_max, timeout, session)
         database = await stack.enter_async_context(connected(url, pool))
         await schema.check(database)
         yield database

@@ -81,8 +81,9 @@ def show_settings() -> None:
 
 
 async def _migrate(settings: Settings) -> tuple[str | None, str | None]:
-    if settings.migration_url is not None:
-        return await schema.migrate(settings.migration_url.get_secret_value())
+    url = settings.migration_url
+    if url is not None:
+        return await schema.migrate(url.get_secret_value())
     async with private.embedded(settings.data_dir) as addresses:
         return await schema.migrate(addresses.owner_url)
 
@@ -174,6 +175,6 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     """What ``work`` returns; an error that its reader can act on ends the command with one sentence instead of a traceback."""
     try:
         return uvloop.run(work)
-    except (FlowError, schema.SchemaError, private.EmbeddedError, WorkersError, OSError) as error:
+    except (FlowError, schema.SchemaError, SettingsError, private.EmbeddedError, WorkersError, OSError) as error:
         typer.echo(f"flowledger: {error}", err=True)
         sys.exit(1)

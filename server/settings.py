@@ -163,6 +163,9 @@ class Settings(BaseSettings):
     commit_lanes: Annotated[int, Field(ge=1, le=8)] = 4
     """Transactions that carry combined commits at the same time; more than one only while the others are slow."""
 
+    combine: Literal["all", "tenant"] = "all"
+    """Whose commits, and whose reads, may share a statement; `tenant`: one tenant's only, for tables that are distributed by tenant."""
+
     cache_mib: Annotated[int, Field(ge=0, le=65536)] = 64
     """Memory for cached flows at most, in MiB; 0 caches nothing."""
 
@@ -177,6 +180,9 @@ class Settings(BaseSettings):
 
     listen_url: DatabaseUrl | None = None
     """PostgreSQL itself, for LISTEN, when FLOWLEDGER_DATABASE_URL leads through a pooler in transaction mode; unset takes that one."""
+
+    pooler: Literal["none", "transaction"] = "none"
+    """What FLOWLEDGER_DATABASE_URL leads through; `transaction`: PgBouncer with pool_mode=transaction, or one that behaves like it."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
@@ -201,6 +207,22 @@ class Settings(BaseSettings):
         if wakeups == "redis" and info.data.get("redis_url", "faulty") is None:
             raise ValueError(f"cannot be redis without {PREFIX}REDIS_URL")
         return wakeups
+
+    @field_validator("pooler")
+    @classmethod
+    def _pooler_needs_urls(cls, pooler: str, info: ValidationInfo) -> str:
+        told = info.data
+        if pooler == "none" or not {"database_url", "wakeups", "redis_url", "listen_url"} <= told.keys():  # one has a fault of its own
+            return pooler
+        if told["database_url"] is None:
+            raise ValueError(f"has no use without {PREFIX}DATABASE_URL: nothing stands before the private PostgreSQL")
+        notified = told["wakeups"] == "postgres" or (told["wakeups"] == "auto" and told["redis_url"] is None)
+        if notified and told["listen_url"] is None:
+            raise ValueError(
+                f"must be none, or {PREFIX}LISTEN_URL must name PostgreSQL itself: a pooler carries no notifications. Or let hints go over "
+                f"{PREFIX}REDIS_URL, or do without them ({PREFIX}WAKEUPS=local)"
+            )
+        return pooler
 
     @field_validator("owner_database_url")
     @classmethod
@@ -227,7 +249,12 @@ class Settings(BaseSettings):
 
     @property
     def migration_url(self) -> SecretStr | None:
-        """URL for migrations: the owner's, else the service's own; None for the private PostgreSQL."""
+        """URL for migrations: the owner's, else the service's own; None for the private PostgreSQL.
+
+        Raises SettingsError where the service's own leads through a pooler: migrations hold a lock from transaction to transaction.
+        """
+        if self.owner_database_url is None and self.pooler != "none":
+            raise SettingsError([f"{PREFIX}OWNER_DATABASE_URL must name PostgreSQL itself: migrations do not go through a pooler."])
         return self.owner_database_url or self.database_url
 
     @classmethod

@@ -359,10 +359,12 @@ def _changed(name: str, given: Given, moved: CTE, opener: CTE) -> CTE:
     """The children of moved flows that were there before."""
     table = children[name]
     changing = [column for column in _CHILD if column not in ("place", "type")]
+    # A domain's own table has one type only. To name it invites PostgreSQL to join by it first, which is no key.
+    same_type = [table.c.type == given.c.type] if name == CUSTOM else []
     return (
         update(table)
         .values({column: _converted(given, column) for column in changing})
-        .where(opened(opener), given.c.place == moved.c.place, *same_flow(table, moved), table.c.type == given.c.type)
+        .where(opened(opener), given.c.place == moved.c.place, *same_flow(table, moved), *same_type)
         .returning(table.c.client_account_id)
         .cte(f"put_child_{name}")
     )
