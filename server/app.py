@@ -34,6 +34,7 @@ from server.repository.session import Combine, Pooler, Session
 from server.repository.store import Store
 from server.services.boundary import Boundary, Tell
 from server.services.deadlines import Deadlines
+from server.services.flow_history import FlowHistory
 from server.services.flow_service import FlowService, Sources
 from server.services.reads import Reads
 from server.services.reflection import add_reflection
@@ -132,12 +133,14 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         limits = document.Limits(settings.max_document_bytes)
         store = Store(database, flows, events, History(database), commits)
         reads = Reads(flows, views, None, time.time, settings.cache_seconds, limits)
-        service = FlowService(store, reads, watches, Sources(now, new_id), limits, token_key)
+        sources = Sources(now, new_id)
+        service = FlowService(store, reads, watches, sources, limits, token_key)
+        flow_history = FlowHistory(store, sources, limits, token_key)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
         checks = health.aio.HealthServicer()
 
         server = grpc.aio.server(options=channel_options(settings, shared))
-        server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service),))
+        server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service, flow_history),))
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         add_reflection(server, [FLOW_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
         port = _bound(server, settings)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,7 +10,7 @@ from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID
 
-from flowledger.v1 import document_pb2, event_pb2, flow_pb2
+from flowledger.v1 import document_pb2, flow_pb2
 from flowledger.v1 import flow_service_pb2 as pb
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
@@ -20,9 +18,10 @@ from google.protobuf.message import Message
 from server.repository import filter as filters
 from server.repository.flows import DeletedFlows
 from server.repository.plan import Asked, Birth
-from server.repository.requests import Answered, Committed, Request
+from server.repository.requests import Answered, Committed
 from server.repository.store import Store
 from server.services import convert, page_token
+from server.services.answers import basic_answer, event_of, remembered, summary_answer
 from server.services.caller import Caller
 from server.services.fields import NAME_LENGTH, Fields
 from server.services.progress_stream import ProgressStream
@@ -34,11 +33,9 @@ from server.statemachine.derivation import summary
 from server.statemachine.errors import LimitExceeded
 from server.statemachine.flow import Occasion
 from server.statemachine.graphs import JOURNEYS
-from server.statemachine.values import FlowKey, FlowSummary, Tenant
+from server.statemachine.values import FlowKey, FlowSummary
 
 FLOWS_PAGE, FLOWS_PAGE_MOST = 50, 500
-EVENTS_PAGE, EVENTS_PAGE_MOST = 100, 1000
-EVENTS_BYTES = 4 * 1024 * 1024  # a page ends early rather than to exceed a message
 BATCH_FLOWS = 100
 # Beyond this a request is read, or a response written, beside the event loop.
 INLINE_BYTES = 64 * 1024
@@ -63,7 +60,7 @@ class FlowService:
     """Keeps the state of flows."""
 
     def __init__(self, store: Store, reads: Reads, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes) -> None:
-        self._flows, self._events, self._history, self._commits = store.flows, store.events, store.history, store.commits
+        self._flows, self._history, self._commits = store.flows, store.history, store.commits
         self._reads, self._watches = reads, watches
         self._sources, self._limits, self._token_key = sources, limits, token_key
 
@@ -72,7 +69,7 @@ class FlowService:
     async def CreateFlow(self, request: pb.CreateFlowRequest, caller: Caller) -> pb.CreateFlowResponse | bytes:
         """The new flow, BASIC."""
         asked = await self._read(request, lambda fields: self._creation(fields, request, caller))
-        return await self._commit(asked, request, _basic(pb.CreateFlowResponse))
+        return await self._commit(asked, request, basic_answer(pb.CreateFlowResponse))
 
     async def UpdateFlow(self, request: pb.UpdateFlowRequest, caller: Caller) -> pb.UpdateFlowResponse | bytes:
         """The flow with the caller's own fields changed."""
@@ -122,7 +119,7 @@ class FlowService:
                 convert.child_start(fields, "child_start", request.child_start),
             ),
         )
-        return await self._commit(asked, request, _basic(pb.StartChildFlowResponse))
+        return await self._commit(asked, request, basic_answer(pb.StartChildFlowResponse))
 
     async def DeleteFlow(self, request: pb.DeleteFlowRequest, caller: Caller) -> pb.DeleteFlowResponse | bytes:
         """The flow, soft-deleted."""
@@ -132,14 +129,14 @@ class FlowService:
                 fields, request, caller, fields.uuid("flow_id", request.flow_id), ask.DeleteFlow(fields.text("reason", request.reason))
             ),
         )
-        return await self._commit(asked, request, _answer(pb.DeleteFlowResponse))
+        return await self._commit(asked, request, summary_answer(pb.DeleteFlowResponse))
 
     async def UndeleteFlow(self, request: pb.UndeleteFlowRequest, caller: Caller) -> pb.UndeleteFlowResponse | bytes:
         """The flow, back again."""
         asked = await self._read(
             request, lambda fields: self._asked(fields, request, caller, fields.uuid("flow_id", request.flow_id), ask.UndeleteFlow())
         )
-        return await self._commit(asked, request, _answer(pb.UndeleteFlowResponse))
+        return await self._commit(asked, request, summary_answer(pb.UndeleteFlowResponse))
 
     async def CommitFlow(self, request: pb.CommitFlowRequest, caller: Caller) -> pb.CommitFlowResponse | bytes:
         """The flow with all changes applied."""
@@ -150,7 +147,7 @@ class FlowService:
                 fields, request, caller, fields.uuid("flow_id", request.flow_id), *convert.changes(fields, "changes", request.changes)
             ),
         )
-        return await self._commit(asked, request, _answer(pb.CommitFlowResponse))
+        return await self._commit(asked, request, summary_answer(pb.CommitFlowResponse))
 
     async def BatchUpdateFlows(self, request: pb.BatchUpdateFlowsRequest, caller: Caller) -> pb.BatchUpdateFlowsResponse | bytes:
         """The flows, all changed in one commit."""
@@ -161,12 +158,12 @@ class FlowService:
 
         def answer(results: Sequence[Committed]) -> pb.BatchUpdateFlowsResponse:
             return pb.BatchUpdateFlowsResponse(
-                results=[pb.FlowCommitted(flow=convert.summarized(one.summary), event=_event(one)) for one in results]
+                results=[pb.FlowCommitted(flow=convert.summarized(one.summary), event=event_of(one)) for one in results]
             )
 
         if request.validate_only:
             return answer(await self._commits.rehearse_together(commits))
-        found = await self._commits.commit_together(commits, _remembered(request, answer))
+        found = await self._commits.commit_together(commits, remembered(request, answer))
         return found.answer if isinstance(found, Answered) else answer(found)
 
     async def StreamProgress(self, requests: AsyncIterator[pb.StreamProgressRequest], caller: Caller) -> pb.StreamProgressResponse:
@@ -221,7 +218,7 @@ class FlowService:
         order = fields.parsed(filters.parse_order, request.order_by, filters.NEWEST_FIRST)
         fields.check()
         query = "\0".join((request.filter, request.order_by, str(request.show_deleted))).encode()
-        purpose, owner = "ListFlows", _owner(caller.tenant)
+        purpose, owner = "ListFlows", page_token.owner(caller.tenant)
         start = None
         if request.page_token:
             start = _position(order, page_token.open(self._token_key, purpose, owner, query, request.page_token))
@@ -235,34 +232,6 @@ class FlowService:
         else:
             flows = [convert.summarized(said) for said in page]
         return pb.ListFlowsResponse(flows=flows, next_page_token=token)
-
-    async def ListFlowEvents(self, request: pb.ListFlowEventsRequest, caller: Caller) -> pb.ListFlowEventsResponse:
-        """One page of events."""
-        fields = Fields(self._limits)
-        flow_id = fields.uuid("flow_id", request.flow_id)
-        after = fields.revision("after_revision", request.after_revision)
-        size = fields.page_size(request.page_size, EVENTS_PAGE, EVENTS_PAGE_MOST)
-        fields.check()
-        query = flow_id.bytes + struct.pack(">q", after)
-        purpose, owner = "ListFlowEvents", _owner(caller.tenant)
-        if request.page_token:
-            (after,) = struct.unpack(">q", page_token.open(self._token_key, purpose, owner, query, request.page_token))
-        page = await self._events.page(caller.tenant, flow_id, after, size)
-        found: list[event_pb2.FlowEvent] = []
-        room = EVENTS_BYTES
-        for stored in page.events:
-            event = convert.event(str(flow_id), stored.event, stored.hash)
-            room -= event.ByteSize()
-            if room < 0 and found:
-                break  # the next page begins with it
-            found.append(event)
-        last = found[-1].revision if found else after
-        return pb.ListFlowEventsResponse(
-            events=found,
-            next_page_token=page_token.seal(self._token_key, purpose, owner, query, struct.pack(">q", last)) if last < page.head else "",
-            oldest_revision=page.oldest,
-            head_revision=page.head,
-        )
 
     async def WatchFlow(self, request: pb.WatchFlowRequest, caller: Caller) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
         """The flow's progress until it ends."""
@@ -283,7 +252,7 @@ class FlowService:
                 fields, request, caller, fields.uuid("flow_id", request.flow_id), reading(fields, part, getattr(request, part))
             )
 
-        return await self._commit(await self._read(request, asked), request, _answer(response))
+        return await self._commit(await self._read(request, asked), request, summary_answer(response))
 
     async def _read(self, request: Any, reading: Callable[[Fields], _Read]) -> _Read:
         """What ``reading`` makes of the request. Raises InvalidRequest with all its faults."""
@@ -353,7 +322,7 @@ class FlowService:
         if _tryable(request.DESCRIPTOR) and request.validate_only:
             return answer([await self._commits.rehearse(asked)])
         if request.request_id:
-            asked = replace(asked, request=_remembered(request, answer))
+            asked = replace(asked, request=remembered(request, answer))
         found = await self._commits.commit(asked)
         return found.answer if isinstance(found, Answered) else answer([found])
 
@@ -370,36 +339,6 @@ class FlowService:
 def _tryable(kind: Descriptor) -> bool:
     """Whether requests of this kind can ask for validation alone."""
     return "validate_only" in kind.fields_by_name
-
-
-def _event(one: Committed) -> event_pb2.FlowEvent:
-    return convert.event(str(one.flow.flow_id), one.event, one.hash)
-
-
-def _answer(response: type[_Response]) -> Callable[[Sequence[Committed]], _Response]:
-    """The usual answer: the flow in SUMMARY view and the event."""
-
-    def answer(results: Sequence[Committed]) -> _Response:
-        return response(flow=convert.summarized(results[0].summary), event=_event(results[0]))
-
-    return answer
-
-
-def _basic(response: type[_Response]) -> Callable[[Sequence[Committed]], _Response]:
-    """The answer of what makes children: the flow in BASIC view and the event."""
-
-    def answer(results: Sequence[Committed]) -> _Response:
-        return response(flow=convert.basic(results[0].flow), event=_event(results[0]))
-
-    return answer
-
-
-def _remembered(request: Any, answer: Callable[[Sequence[Committed]], Message]) -> Request | None:
-    """The request as it is remembered. The id is part of the hashed payload, and the RPC's name too: an id belongs to one request."""
-    if not request.request_id:
-        return None
-    payload = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
-    return Request(UUID(request.request_id), hashlib.sha256(payload).digest(), lambda results: answer(results).SerializeToString())
 
 
 def _limited(field: str, limit: int, actual: int) -> None:
@@ -421,10 +360,6 @@ def _check_form(fields: Fields, form: document_pb2.DocumentForm.ValueType) -> No
 def _check_consistency(fields: Fields, consistency: pb.ReadConsistency.ValueType) -> None:
     if consistency not in _CONSISTENCIES:
         fields.wrong("consistency", f"{consistency} is unknown; one of STRONG, CACHED")
-
-
-def _owner(tenant: Tenant) -> str:
-    return f"{tenant.client_account_id}/{tenant.engagement_id}"
 
 
 def _place(order: filters.Order, last: FlowSummary) -> bytes:

@@ -30,7 +30,7 @@ from tests.contract.source_tree import ROOT
 BUF = Path(sys.prefix) / "bin" / "buf"
 BASELINE = "tests/contract/baseline.binpb"
 SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
-READS = ("Get", "List", "BatchGet", "Watch")
+READS = ("Get", "List", "BatchGet", "Watch", "Diff")
 
 
 def buf(*arguments: object) -> str:
@@ -140,7 +140,7 @@ def test_a_mutation_takes_request_id_and_expected_revision(method: MethodDescrip
     if method.client_streaming:
         return  # a report lost and sent again is merged with the next one: the service's comment says so
     assert "request_id" in fields
-    if method.name == "CreateFlow":
+    if method.name in ("CreateFlow", "ForkFlow"):
         return  # what does not exist has no revision
     if method.name == "BatchUpdateFlows":
         fields |= {name for field in method.input_type.fields if field.message_type for name in field.message_type.fields_by_name}

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from sqlalchemy import BigInteger, bindparam, func, select
 
+from server.repository.events import Narrowing
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows
 from server.repository.history import History
@@ -30,6 +31,7 @@ from server.statemachine.change import (
     UndeleteFlow,
     UpdateFlow,
 )
+from server.statemachine.event_filter import EventFilter, EventKind
 from server.statemachine.states import PhaseState
 from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, FlowKey, Tenant
 from tests.repository import rows
@@ -92,6 +94,7 @@ async def exercise(store: Store, tenant: Tenant) -> None:
     await store.flows.document(tenant, flow_id, STATE)
     await store.history(tenant, flow_id)
     await store.events.span(tenant, flow_id)
+    await store.events.narrowed(tenant, flow_id, 0, 10, Narrowing(EventFilter(frozenset({EventKind.HOLD_CHANGED})), "ann"))
     await answered(store.database, tenant, request())
     for order in ("", "display_name", "update_time desc"):
         page = await store.flows.page(

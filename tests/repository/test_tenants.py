@@ -12,7 +12,7 @@ import pytest
 
 from server.repository import requests
 from server.repository.commits import Commits
-from server.repository.events import Events
+from server.repository.events import Events, Narrowing
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows, Flows
 from server.repository.history import History
@@ -131,6 +131,14 @@ async def event_page(store: Store, owned: Owned, asker: Tenant) -> None:
     assert len((await store.events.page(asker, same_id.flow.flow_id, 0, 100)).events) == 1
 
 
+async def narrowed(store: Store, owned: Owned, asker: Tenant) -> None:
+    with pytest.raises(FlowNotFound):
+        await store.events.narrowed(asker, owned.flow_id, 0, 100, Narrowing(actor="ann"))
+    same_id = await store.commit(store.birth(asker, flow_id=owned.flow_id))
+    found = await store.events.narrowed(asker, same_id.flow.flow_id, 0, 100, Narrowing(actor="ann"))
+    assert len(found.page.events) == 1
+
+
 async def commit(store: Store, owned: Owned, asker: Tenant) -> None:
     merge = UpdateFlow(documents=(MergeDocument(STATE, b'{"stolen":true}'),))
     for change in (PauseFlow(), merge):
@@ -186,6 +194,7 @@ CASES: dict[str, Case] = {
     "Flows.page": page,
     "Events.span": span,
     "Events.page": event_page,
+    "Events.narrowed": narrowed,
     "Commits.commit": commit,
     "Commits.rehearse": rehearse,
     "Commits.commit_together": commit_together,

@@ -8,6 +8,7 @@ import pytest
 from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
 from google.protobuf.descriptor import EnumDescriptor
 
+from server.statemachine.event_filter import EventKind
 from server.statemachine.states import FailureCode, FlowHold, FlowStatus, PhaseState
 from server.statemachine.values import ActivityKind
 
@@ -20,6 +21,7 @@ from server.statemachine.values import ActivityKind
         (FailureCode, flow_pb2.FailureCode.DESCRIPTOR, "FAILURE_CODE_"),
         (FlowHold, event_pb2.FlowHold.DESCRIPTOR, "FLOW_HOLD_"),
         (ActivityKind, activity_pb2.ActivityKind.DESCRIPTOR, "ACTIVITY_KIND_"),
+        (EventKind, event_pb2.EventKind.DESCRIPTOR, "EVENT_KIND_"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

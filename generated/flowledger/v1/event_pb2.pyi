@@ -86,6 +86,70 @@ REPLACEMENT_CAUSE_RECOVERY: ReplacementCause.ValueType  # 4
 """A recovery brought the flow back."""
 Global___ReplacementCause: _TypeAlias = ReplacementCause  # noqa: Y015
 
+class _EventKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVENT_KIND_UNSPECIFIED: _EventKind.ValueType  # 0
+    """Not a kind; refused in filters."""
+    EVENT_KIND_FLOW_CREATED: _EventKind.ValueType  # 1
+    """`created`."""
+    EVENT_KIND_CHILD_STARTED: _EventKind.ValueType  # 2
+    """`child_started`."""
+    EVENT_KIND_PHASE_CHANGED: _EventKind.ValueType  # 3
+    """`phase`, with another state than before."""
+    EVENT_KIND_PROGRESS_REPORTED: _EventKind.ValueType  # 4
+    """`phase`, with the same state as before: a progress report."""
+    EVENT_KIND_HOLD_CHANGED: _EventKind.ValueType  # 5
+    """`hold`."""
+    EVENT_KIND_FIELDS_CHANGED: _EventKind.ValueType  # 6
+    """`fields`."""
+    EVENT_KIND_DOCUMENT_CHANGED: _EventKind.ValueType  # 7
+    """`document`."""
+    EVENT_KIND_ACTIVITY_RECORDED: _EventKind.ValueType  # 8
+    """`activity`."""
+    EVENT_KIND_FLOW_DELETED: _EventKind.ValueType  # 9
+    """`deleted`."""
+    EVENT_KIND_FLOW_UNDELETED: _EventKind.ValueType  # 10
+    """`undeleted`."""
+    EVENT_KIND_FLOW_REPLACED: _EventKind.ValueType  # 11
+    """`replaced`."""
+    EVENT_KIND_EVENT_LOST: _EventKind.ValueType  # 12
+    """`lost`."""
+
+class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
+    """What a change is, for filters. An event has the kinds of all its changes; what a phase went through is two kinds, as most who watch transitions care little for progress."""
+
+EVENT_KIND_UNSPECIFIED: EventKind.ValueType  # 0
+"""Not a kind; refused in filters."""
+EVENT_KIND_FLOW_CREATED: EventKind.ValueType  # 1
+"""`created`."""
+EVENT_KIND_CHILD_STARTED: EventKind.ValueType  # 2
+"""`child_started`."""
+EVENT_KIND_PHASE_CHANGED: EventKind.ValueType  # 3
+"""`phase`, with another state than before."""
+EVENT_KIND_PROGRESS_REPORTED: EventKind.ValueType  # 4
+"""`phase`, with the same state as before: a progress report."""
+EVENT_KIND_HOLD_CHANGED: EventKind.ValueType  # 5
+"""`hold`."""
+EVENT_KIND_FIELDS_CHANGED: EventKind.ValueType  # 6
+"""`fields`."""
+EVENT_KIND_DOCUMENT_CHANGED: EventKind.ValueType  # 7
+"""`document`."""
+EVENT_KIND_ACTIVITY_RECORDED: EventKind.ValueType  # 8
+"""`activity`."""
+EVENT_KIND_FLOW_DELETED: EventKind.ValueType  # 9
+"""`deleted`."""
+EVENT_KIND_FLOW_UNDELETED: EventKind.ValueType  # 10
+"""`undeleted`."""
+EVENT_KIND_FLOW_REPLACED: EventKind.ValueType  # 11
+"""`replaced`."""
+EVENT_KIND_EVENT_LOST: EventKind.ValueType  # 12
+"""`lost`."""
+Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
+
 @_typing.final
 class PhaseChanged(_message.Message):
     """A phase changed its state, or reported progress (then both states are IN_PROGRESS)."""

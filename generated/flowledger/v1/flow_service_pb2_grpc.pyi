@@ -175,8 +175,32 @@ class FlowServiceStub:
     ListFlowEvents: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.ListFlowEventsRequest, _flow_service_pb2.ListFlowEventsResponse]
     """Returns a flow's events, oldest first, page by page.
 
+    With kinds, phases, actor, start_time or end_time only those that match all of them. A page looks at 5,000 revisions at most, so that it may be short, or empty, while
+    next_page_token tells that there is more.
     Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); INVALID_ARGUMENT for a page token that was not
     made for this tenant and query.
+    """
+    DiffFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.DiffFlowRequest, _flow_service_pb2.DiffFlowResponse]
+    """Says what differs between two revisions of a flow, in either direction.
+
+    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when a revision cannot be
+    rebuilt from what is stored.
+    """
+    RevertFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.RevertFlowRequest, _flow_service_pb2.RevertFlowResponse]
+    """Makes an old revision's content the newest: name, labels, hold, children, phases and documents. Identity, lineage, activity and the history itself stay as they are.
+
+    Writes a new revision, the children, the documents that differ, one event with a `replaced` change (REVERT). A child or a document that the old revision does not have is removed.
+    Fails with NOT_FOUND FLOW_NOT_FOUND; ABORTED CONCURRENT_MODIFICATION; FAILED_PRECONDITION FLOW_NOT_ACTIVE (cancelled or deleted); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or
+    REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+    validate_only: yes. diff then says what would change. Returns the BASIC view.
+    """
+    ForkFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.ForkFlowRequest, _flow_service_pb2.ForkFlowResponse]
+    """Starts a new flow with the content of any kept revision of another one. The new flow has ids of its own, also for its children, no hold, and tells its lineage.
+
+    Writes the new flow at revision 1, its children and documents, one event with a `replaced` change (FORK). The source stays as it is; it may be deleted or have ended.
+    Fails with NOT_FOUND FLOW_NOT_FOUND (the source); ALREADY_EXISTS FLOW_EXISTS (new_flow_id is taken); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED
+    (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+    validate_only: yes. Returns the BASIC view.
     """
     WatchFlow: _grpc.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowRequest, _flow_service_pb2.WatchFlowResponse]
     """Pushes a flow's progress until it ends.
@@ -334,8 +358,32 @@ class FlowServiceAsyncStub(FlowServiceStub):
     ListFlowEvents: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.ListFlowEventsRequest, _flow_service_pb2.ListFlowEventsResponse]  # type: ignore[assignment]
     """Returns a flow's events, oldest first, page by page.
 
+    With kinds, phases, actor, start_time or end_time only those that match all of them. A page looks at 5,000 revisions at most, so that it may be short, or empty, while
+    next_page_token tells that there is more.
     Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); INVALID_ARGUMENT for a page token that was not
     made for this tenant and query.
+    """
+    DiffFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.DiffFlowRequest, _flow_service_pb2.DiffFlowResponse]  # type: ignore[assignment]
+    """Says what differs between two revisions of a flow, in either direction.
+
+    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when a revision cannot be
+    rebuilt from what is stored.
+    """
+    RevertFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.RevertFlowRequest, _flow_service_pb2.RevertFlowResponse]  # type: ignore[assignment]
+    """Makes an old revision's content the newest: name, labels, hold, children, phases and documents. Identity, lineage, activity and the history itself stay as they are.
+
+    Writes a new revision, the children, the documents that differ, one event with a `replaced` change (REVERT). A child or a document that the old revision does not have is removed.
+    Fails with NOT_FOUND FLOW_NOT_FOUND; ABORTED CONCURRENT_MODIFICATION; FAILED_PRECONDITION FLOW_NOT_ACTIVE (cancelled or deleted); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or
+    REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+    validate_only: yes. diff then says what would change. Returns the BASIC view.
+    """
+    ForkFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.ForkFlowRequest, _flow_service_pb2.ForkFlowResponse]  # type: ignore[assignment]
+    """Starts a new flow with the content of any kept revision of another one. The new flow has ids of its own, also for its children, no hold, and tells its lineage.
+
+    Writes the new flow at revision 1, its children and documents, one event with a `replaced` change (FORK). The source stays as it is; it may be deleted or have ended.
+    Fails with NOT_FOUND FLOW_NOT_FOUND (the source); ALREADY_EXISTS FLOW_EXISTS (new_flow_id is taken); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED
+    (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+    validate_only: yes. Returns the BASIC view.
     """
     WatchFlow: _aio.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowRequest, _flow_service_pb2.WatchFlowResponse]  # type: ignore[assignment]
     """Pushes a flow's progress until it ends.
@@ -610,8 +658,50 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_flow_service_pb2.ListFlowEventsResponse, _abc.Awaitable[_flow_service_pb2.ListFlowEventsResponse]]:
         """Returns a flow's events, oldest first, page by page.
 
+        With kinds, phases, actor, start_time or end_time only those that match all of them. A page looks at 5,000 revisions at most, so that it may be short, or empty, while
+        next_page_token tells that there is more.
         Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); INVALID_ARGUMENT for a page token that was not
         made for this tenant and query.
+        """
+
+    @_abc_1.abstractmethod
+    def DiffFlow(
+        self,
+        request: _flow_service_pb2.DiffFlowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_flow_service_pb2.DiffFlowResponse, _abc.Awaitable[_flow_service_pb2.DiffFlowResponse]]:
+        """Says what differs between two revisions of a flow, in either direction.
+
+        Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when a revision cannot be
+        rebuilt from what is stored.
+        """
+
+    @_abc_1.abstractmethod
+    def RevertFlow(
+        self,
+        request: _flow_service_pb2.RevertFlowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_flow_service_pb2.RevertFlowResponse, _abc.Awaitable[_flow_service_pb2.RevertFlowResponse]]:
+        """Makes an old revision's content the newest: name, labels, hold, children, phases and documents. Identity, lineage, activity and the history itself stay as they are.
+
+        Writes a new revision, the children, the documents that differ, one event with a `replaced` change (REVERT). A child or a document that the old revision does not have is removed.
+        Fails with NOT_FOUND FLOW_NOT_FOUND; ABORTED CONCURRENT_MODIFICATION; FAILED_PRECONDITION FLOW_NOT_ACTIVE (cancelled or deleted); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or
+        REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+        validate_only: yes. diff then says what would change. Returns the BASIC view.
+        """
+
+    @_abc_1.abstractmethod
+    def ForkFlow(
+        self,
+        request: _flow_service_pb2.ForkFlowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_flow_service_pb2.ForkFlowResponse, _abc.Awaitable[_flow_service_pb2.ForkFlowResponse]]:
+        """Starts a new flow with the content of any kept revision of another one. The new flow has ids of its own, also for its children, no hold, and tells its lineage.
+
+        Writes the new flow at revision 1, its children and documents, one event with a `replaced` change (FORK). The source stays as it is; it may be deleted or have ended.
+        Fails with NOT_FOUND FLOW_NOT_FOUND (the source); ALREADY_EXISTS FLOW_EXISTS (new_flow_id is taken); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED
+        (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+        validate_only: yes. Returns the BASIC view.
         """
 
     @_abc_1.abstractmethod
