@@ -230,7 +230,7 @@ async def _watch_health(database: Database, checks: health.aio.HealthServicer, n
     while True:
         await asyncio.sleep(HEALTH_SECONDS)
         try:
-            await database.check()
+            await database.check(HEALTH_SECONDS)
             found = True
         except StoreUnavailable:
             found = False

@@ -125,6 +125,10 @@ class Line:
                 self._connection = await self._database.lend()
             try:
                 found = await self._database.send(self._connection, tenants, statement, values)
+            except TimeoutError:
+                self._connection.terminate()  # nobody answers there: callers must not wait until somebody has been asked to stop
+                await self.close()
+                raise
             except BaseException:
                 await self.close()  # who knows what state it is in: the pool looks after that
                 raise
@@ -153,6 +157,7 @@ class Database:
         """``patience`` is how long to wait for a free connection, in seconds; ``url`` is where the pool's connections lead."""
         self._pool, self._patience, self.url, self._session = pool, patience, url, session
         self._lines: list[Line] = []
+        self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 
     @property
     def combine(self) -> Combine:
@@ -188,8 +193,23 @@ class Database:
         connection = await self.lend()
         try:
             yield connection
-        finally:
+        except asyncio.CancelledError:
+            # PostgreSQL is asked to stop what it does for nobody, and may take its time to answer: the caller does not wait for that.
+            returning = asyncio.create_task(self.take_back(connection), name="take back")
+            self._returning.add(returning)
+            returning.add_done_callback(self._returned)
+            raise
+        except BaseException as error:
+            if isinstance(error, TimeoutError):
+                connection.terminate()  # as in Line.send
             await self.take_back(connection)
+            raise
+        await self.take_back(connection)
+
+    def _returned(self, returning: asyncio.Task[None]) -> None:
+        self._returning.discard(returning)
+        if not returning.cancelled():
+            returning.exception()  # the pool replaces what cannot be used again: nobody needs to be told
 
     @asynccontextmanager
     async def _transaction(self, connection: PoolConnection, tenants: str) -> AsyncIterator[None]:
@@ -275,10 +295,10 @@ class Database:
         """Whether the role that statements run as is beyond row level security."""
         return bool(await self._ask("SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"))
 
-    async def check(self) -> None:
-        """Raises StoreUnavailable unless PostgreSQL answers."""
+    async def check(self, seconds: float) -> None:
+        """Raises StoreUnavailable unless PostgreSQL answers in so many seconds."""
         with translated():
-            async with self._connection() as connection:
+            async with asyncio.timeout(seconds), self._connection() as connection:
                 await connection.execute("SELECT 1")
 
 

@@ -54,7 +54,7 @@ def environment(**variables: object) -> dict[str, str]:
 
 def database(urls: Urls) -> dict[str, object]:
     """The variables that make a server serve from that database."""
-    return {"database_url": urls.service, "owner_database_url": urls.owner}
+    return urls.variables
 
 
 def command(name: str, *arguments: object) -> list[str]:

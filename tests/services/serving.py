@@ -52,8 +52,7 @@ async def served(urls: Urls, **variables: str) -> AsyncIterator[Served]:
     """A server on that database while the block lasts; ``variables`` are FLOWLEDGER_ settings by their field's name."""
     environment = {
         **os.environ,
-        "FLOWLEDGER_DATABASE_URL": urls.service,
-        "FLOWLEDGER_OWNER_DATABASE_URL": urls.owner,
+        **{f"FLOWLEDGER_{name.upper()}": str(value) for name, value in urls.variables.items()},
         "FLOWLEDGER_PORT": "0",
         "FLOWLEDGER_DRAIN_SECONDS": "1",
         "FLOWLEDGER_LOG_FORMAT": "json",
