@@ -48,9 +48,11 @@ _log = structlog.get_logger()
 
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
 HEALTH_SECONDS = 2.0
-# gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
-# for this long they are still taken, and told to go elsewhere.
+# gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final: until none has come
+# for this long they are still taken, and told to go elsewhere. A balancer that asks for health now and then needs some time to hear of it.
 REFUSING_SECONDS = 0.25
+# What that may take of the drain.
+REFUSING_PART = 0.5
 
 
 def now() -> datetime:
@@ -160,7 +162,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             drain()
             watch_health.cancel()
             await checks.enter_graceful_shutdown()
-            await asyncio.sleep(min(REFUSING_SECONDS, settings.drain_seconds))
+            await _refused(boundary, settings.drain_seconds * REFUSING_PART)
             await server.stop(max(0.0, ending - loop.time()))
             await commits.close(max(0.0, ending - loop.time()))
 
@@ -217,6 +219,15 @@ def _bound(server: grpc.aio.Server, settings: Settings) -> int:
     except RuntimeError as error:
         raise OSError(f"cannot listen on {settings.host}:{settings.port}: is another server there? Set FLOWLEDGER_PORT") from error
     return int(port)
+
+
+async def _refused(boundary: Boundary, seconds: float) -> None:
+    """Returns when callers have heard that the server drains, and at the latest after so many seconds."""
+    loop = asyncio.get_running_loop()
+    ending, known = loop.time() + seconds, -1
+    while boundary.refused != known and (left := ending - loop.time()) > 0:
+        known = boundary.refused
+        await asyncio.sleep(min(REFUSING_SECONDS, left))
 
 
 async def _set_health(checks: health.aio.HealthServicer, names: Sequence[str], status: int) -> None:

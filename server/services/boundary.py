@@ -92,6 +92,7 @@ class Boundary:
         """``deadlines`` ends unary calls in time; ``tell`` hears of each call that ended."""
         self._deadlines, self._max_response_bytes, self._tell = deadlines, max_response_bytes, tell
         self._draining = False
+        self.refused = 0  # calls that came while it drained
 
     def drain(self) -> None:
         """Refuse new calls from now on; those under way go on."""
@@ -200,6 +201,7 @@ class Boundary:
 
     def _admit(self, context: Context) -> Caller:
         if self._draining:
+            self.refused += 1
             raise Draining("the server is stopping: send this to another, or again in a moment")
         return caller_of(context.invocation_metadata() or ())
 

@@ -65,7 +65,7 @@ class Writers:
     """Callers that write one commit after another, each until it is acknowledged, and remember how each try ended."""
 
     def __init__(self, tenancy: Tenancy, flows: list[str], deadline: float) -> None:
-        self._tenancy, self._flows, self._deadline = tenancy, flows, deadline
+        self._tenancy, self.flows, self._deadline = tenancy, flows, deadline
         self._written, self._stop = asyncio.Event(), False
         self.acknowledged: list[Acknowledged] = []
         self.refusals: list[Refusal] = []
@@ -92,12 +92,16 @@ class Writers:
                 self._written.clear()
                 await self._written.wait()
 
+    async def until_acknowledged(self, rpc: str, flow_id: str) -> None:
+        """One more commit, of another kind."""
+        self.acknowledged.append(await self._until_acknowledged(Commit.of(rpc, flow_id=flow_id)))
+
     async def _write(self, at: int) -> None:
         sequence = 0
         while not self._stop:
             sequence += 1
             update = {"display_name": f"{at}.{sequence}"}
-            commit = Commit.of("UpdateFlow", flow_id=self._flows[at], update=update)
+            commit = Commit.of("UpdateFlow", flow_id=self.flows[at], update=update)
             self.acknowledged.append(await self._until_acknowledged(commit))
             self._written.set()
 
