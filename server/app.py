@@ -49,7 +49,7 @@ _log = structlog.get_logger()
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
 HEALTH_SECONDS = 2.0
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final: until none has come
-# for this long they are still taken, and told to go elsewhere. A balancer that asks for health now and then needs some time to hear of it.
+# for this long they are still taken, and held to be told to go elsewhere. A balancer that asks for health now and then hears of it late.
 REFUSING_SECONDS = 0.25
 # What that may take of the drain.
 REFUSING_PART = 0.5
@@ -162,8 +162,11 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             drain()
             watch_health.cancel()
             await checks.enter_graceful_shutdown()
-            await _refused(boundary, settings.drain_seconds * REFUSING_PART)
-            await server.stop(max(0.0, ending - loop.time()))
+            await _quiet(boundary, settings.drain_seconds * REFUSING_PART)
+            closing = asyncio.create_task(server.stop(max(0.0, ending - loop.time())))
+            await asyncio.sleep(0.0)  # gRPC has begun to close once the task has run
+            boundary.close()
+            await closing
             await commits.close(max(0.0, ending - loop.time()))
 
         stack.push_async_callback(stop)
@@ -221,8 +224,8 @@ def _bound(server: grpc.aio.Server, settings: Settings) -> int:
     return int(port)
 
 
-async def _refused(boundary: Boundary, seconds: float) -> None:
-    """Returns when callers have heard that the server drains, and at the latest after so many seconds."""
+async def _quiet(boundary: Boundary, seconds: float) -> None:
+    """Returns when no call has come for a moment, and at the latest after so many seconds."""
     loop = asyncio.get_running_loop()
     ending, known = loop.time() + seconds, -1
     while boundary.refused != known and (left := ending - loop.time()) > 0:
