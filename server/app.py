@@ -30,7 +30,7 @@ from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
-from server.repository.session import Combine, Pooler, Session
+from server.repository.session import Pooler, Session
 from server.repository.store import Store
 from server.services.boundary import Boundary, Tell
 from server.services.deadlines import Deadlines
@@ -48,8 +48,8 @@ _log = structlog.get_logger()
 
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
 HEALTH_SECONDS = 2.0
-# gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final: until none has come
-# for this long they are still taken, and held to be told to go elsewhere. A balancer that asks for health now and then hears of it late.
+# gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final: until none has
+# come for this long they are still taken, and held to be told to go elsewhere. A balancer that asks for health at times hears of it late.
 REFUSING_SECONDS = 0.25
 # What that may take of the drain.
 REFUSING_PART = 0.5
@@ -209,7 +209,7 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         else:
             url = settings.database_url.get_secret_value()
         timeout = settings.statement_timeout_seconds
-        session = Session(timeout, settings.database_role, Pooler(settings.pooler), Combine(settings.combine))
+        session = Session(timeout, settings.database_role, Pooler(settings.pooler))
         pool = PoolSettings(settings.pool_min, settings.pool_max, timeout, session)
         database = await stack.enter_async_context(connected(url, pool))
         await schema.check(database)

@@ -163,9 +163,6 @@ class Settings(BaseSettings):
     commit_lanes: Annotated[int, Field(ge=1, le=8)] = 4
     """Transactions that carry combined commits at the same time; more than one only while the others are slow."""
 
-    combine: Literal["all", "tenant"] = "all"
-    """Whose commits, and whose reads, may share a statement; `tenant`: one tenant's only, for tables that are distributed by tenant."""
-
     cache_mib: Annotated[int, Field(ge=0, le=65536)] = 64
     """Memory for cached flows at most, in MiB; 0 caches nothing."""
 

@@ -12,7 +12,7 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from sqlalchemy import select
 
-from server.repository.session import Combine, Pooler, Session
+from server.repository.session import Pooler, Session
 from server.repository.statement import Statement, gate, named
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import Tenant
@@ -159,11 +159,6 @@ class Database:
         self._lines: list[Line] = []
         self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 
-    @property
-    def combine(self) -> Combine:
-        """Whose commits, and whose reads, may share a statement."""
-        return self._session.combine
-
     def line(self) -> Line:
         """A connection for somebody who sends one statement after another."""
         line = Line(self)
@@ -212,9 +207,9 @@ class Database:
             returning.exception()  # the pool replaces what cannot be used again: nobody needs to be told
 
     @asynccontextmanager
-    async def _transaction(self, connection: PoolConnection, tenants: str) -> AsyncIterator[None]:
+    async def _transaction(self, connection: PoolConnection) -> AsyncIterator[None]:
         """A transaction on that connection, committed when the block ends."""
-        opening = self._session.opening(tenants)
+        opening = self._session.opening
         if opening is None:
             async with connection.transaction():
                 yield
@@ -224,7 +219,7 @@ class Database:
         if await connection.execute("COMMIT") != "COMMIT":
             raise StoreUnavailable("PostgreSQL rolled the transaction back: retry")
 
-    async def _run(self, connection: PoolConnection, tenants: str, text: str, *values: object) -> Sequence[Row]:
+    async def _run(self, connection: PoolConnection, text: str, *values: object) -> Sequence[Row]:
         """What the one statement returns, as a transaction of its own.
 
         PostgreSQL begins and commits it in the same round trip. A pooler would hand the connection to somebody else between preparing the
@@ -232,20 +227,14 @@ class Database:
         """
         if self._session.pooler is Pooler.NONE:
             return await connection.fetch(text, *values)
-        async with self._transaction(connection, tenants):
+        async with self._transaction(connection):
             return await connection.fetch(text, *values)
 
     async def send(
         self, connection: PoolConnection, tenants: Iterable[Tenant], statement: Statement, values: Mapping[str, object]
     ) -> Sequence[Row]:
         """What the statement returns on a connection that was lent, as a transaction of its own."""
-        known = self._named(tenants)
-        return await self._run(connection, known, statement.text, *statement.arguments({**values, "tenants": known}))
-
-    def _named(self, tenants: Iterable[Tenant]) -> str:
-        found = list(tenants)
-        assert len(found) <= 1 or self.combine is Combine.ALL, "a statement is for one tenant"
-        return named(found)
+        return await self._run(connection, statement.text, *statement.arguments({**values, "tenants": named(tenants)}))
 
     @asynccontextmanager
     async def begin(self, tenants: Sequence[Tenant]) -> AsyncIterator[Transaction]:
@@ -254,10 +243,9 @@ class Database:
         A single statement needs none (``read``, ``Line.send``).
         Raises StoreUnavailable when PostgreSQL is away; whether it committed is then unknown.
         """
-        known = self._named(tenants)
         with translated():
-            async with self._connection() as connection, self._transaction(connection, known):
-                transaction = Transaction(connection, known)
+            async with self._connection() as connection, self._transaction(connection):
+                transaction = Transaction(connection, named(tenants))
                 await transaction.rows(_NAME_TENANTS, {})
                 yield transaction
 
@@ -271,7 +259,7 @@ class Database:
         """The first column of the first row of a statement that touches no tenant."""
         with translated():
             async with self._connection() as connection:
-                found = await self._run(connection, "", text, *values)
+                found = await self._run(connection, text, *values)
                 return found[0][0] if found else None
 
     async def token_key(self) -> bytes:

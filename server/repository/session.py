@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, unique
 
-from server.repository.tables import TENANTS_SETTING
-
 
 @unique
 class Pooler(Enum):
@@ -18,15 +16,6 @@ class Pooler(Enum):
     TRANSACTION = "transaction"
 
 
-@unique
-class Combine(Enum):
-    """Whose commits, and whose reads, may share a statement."""
-
-    ALL = "all"
-    # One tenant's only: where the tables are distributed by tenant, a statement then concerns one node.
-    TENANT = "tenant"
-
-
 @dataclass(frozen=True, slots=True)
 class Session:
     """How statements run; ``statement_timeout`` in seconds."""
@@ -34,7 +23,6 @@ class Session:
     statement_timeout: float = 5.0
     role: str | None = None
     pooler: Pooler = Pooler.NONE
-    combine: Combine = Combine.ALL
 
     @property
     def startup(self) -> Mapping[str, str]:
@@ -55,15 +43,12 @@ class Session:
         }
         return {**told, "role": self.role} if self.role else told
 
-    def opening(self, tenants: str) -> str | None:
+    @property
+    def opening(self) -> str | None:
         """The message that begins a transaction behind a pooler: one, so that it costs one round trip. None where there is no pooler."""
         if self.pooler is Pooler.NONE:
             return None
-        told = self._told
-        if self.combine is Combine.TENANT:
-            # Citus sends SET LOCAL on to the node that has the rows, and not what the gate within a statement sets.
-            told = {"citus.propagate_set_commands": "local", **told, TENANTS_SETTING: tenants}
-        return "; ".join(["BEGIN", *(f"SET LOCAL {name} = {_quoted(value)}" for name, value in told.items())])
+        return "; ".join(["BEGIN", *(f"SET LOCAL {name} = {_quoted(value)}" for name, value in self._told.items())])
 
 
 def _quoted(value: str) -> str:

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from server.repository.database import PoolSettings, SchemaError, connected
-from server.repository.session import Combine, Pooler, Session
+from server.repository.session import Pooler, Session
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import Tenant
 from tests import pgbouncer as pgbouncers
@@ -98,7 +98,7 @@ async def test_pgbouncer_killed_and_started_again_under_load_loses_no_acknowledg
 
 async def test_limits_and_role_hold_within_each_transaction_and_nothing_stays_on_the_connection(before: PgBouncer, urls: Urls) -> None:
     asked = "SELECT current_setting('statement_timeout'), current_setting('plan_cache_mode'), current_user, current_setting($1, true)"
-    settings = PoolSettings(1, 4, session=session(statement_timeout=1.5, role="flowledger_service", combine=Combine.TENANT))
+    settings = PoolSettings(1, 4, session=session(statement_timeout=1.5, role="flowledger_service"))
     tenant = rows.tenant()
     async with connected(before.url(urls.name, "flowledger"), settings) as database:
         for _ in range(6):  # so that each connection of the pooler has had its turn
@@ -125,7 +125,7 @@ def _named(tenant: Tenant) -> str:
 
 
 async def test_a_role_is_quoted() -> None:
-    opening = session(role="o'clock; DROP TABLE flows").opening("")
+    opening = session(role="o'clock; DROP TABLE flows").opening
     assert opening is not None
     assert opening.endswith("SET LOCAL role = 'o''clock; DROP TABLE flows'")
 

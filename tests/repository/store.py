@@ -20,7 +20,7 @@ from server.repository.events import Events, StoredEvent
 from server.repository.flows import Flows, Head, Record
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed, Request
-from server.repository.session import Combine, Session
+from server.repository.session import Session
 from server.statemachine.change import Change, ReportProgress, StartChild, TransitionPhase
 from server.statemachine.event import Cause
 from server.statemachine.flow import Occasion, create
@@ -118,9 +118,9 @@ class Store:
 
 
 @asynccontextmanager
-async def opened(url: str, lanes: int = 1, cache: int = 1024 * 1024, combine: Combine = Combine.ALL) -> AsyncIterator[Store]:
+async def opened(url: str, lanes: int = 1, cache: int = 1024 * 1024) -> AsyncIterator[Store]:
     """A store on its own connections; with one lane, what is asked for at the same time goes out together."""
-    session = Session(pooler=clusters.POOLER, combine=combine)
+    session = Session(pooler=clusters.POOLER)
     async with connected(clusters.entrance(url), PoolSettings(CONNECTIONS, CONNECTIONS, session=session)) as database:
         sent: list[Sent] = []
         lent = [await database.lend() for _ in range(CONNECTIONS)]
