@@ -7,7 +7,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from uuid import UUID
 import grpc
 import structlog
 from flowledger.v1 import flow_service_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.breaker import Breaker
 from server.cache import Heads, Texts, Views
@@ -36,23 +36,22 @@ from server.services.boundary import Boundary, Tell
 from server.services.deadlines import Deadlines
 from server.services.flow_history import FlowHistory
 from server.services.flow_service import FlowService, Sources
+from server.services.health import Health
 from server.services.reads import Reads
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
 from server.statemachine import document
-from server.statemachine.errors import StoreUnavailable
 from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
 _log = structlog.get_logger()
 
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
-HEALTH_SECONDS = 2.0
-# gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final: until none has
-# come for this long they are still taken, and held to be told to go elsewhere. A balancer that asks for health at times hears of it late.
+# gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final: for this
+# long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
-# What that may take of the drain.
-REFUSING_PART = 0.5
+# Part of the drain in which balancers are waited for that ask for health now and then: they send calls here until they have heard.
+HEARING_PART = 0.5
 
 
 def now() -> datetime:
@@ -139,17 +138,15 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         service = FlowService(store, reads, watches, sources, limits, token_key)
         flow_history = FlowHistory(store, sources, limits, token_key)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
-        checks = health.aio.HealthServicer()
+        health = Health([FLOW_SERVICE.full_name])
 
         server = grpc.aio.server(options=channel_options(settings, shared))
         server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service, flow_history),))
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
         add_reflection(server, [FLOW_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
         port = _bound(server, settings)
         await server.start()
-        names = ("", FLOW_SERVICE.full_name)
-        await _set_health(checks, names, health_pb2.HealthCheckResponse.SERVING)
-        watch_health = asyncio.create_task(_watch_health(database, checks, names), name="health")
+        following = asyncio.create_task(health.follow(database.check), name="health")
 
         loop = asyncio.get_running_loop()
 
@@ -160,12 +157,13 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         async def stop() -> None:
             ending = loop.time() + settings.drain_seconds
             drain()
-            watch_health.cancel()
-            await checks.enter_graceful_shutdown()
-            await _quiet(boundary, settings.drain_seconds * REFUSING_PART)
+            following.cancel()
+            await health.drain(settings.drain_seconds * HEARING_PART)
+            await asyncio.sleep(min(REFUSING_SECONDS, max(0.0, ending - loop.time())))
             closing = asyncio.create_task(server.stop(max(0.0, ending - loop.time())))
             await asyncio.sleep(0.0)  # gRPC has begun to close once the task has run
             boundary.close()
+            health.close()
             await closing
             await commits.close(max(0.0, ending - loop.time()))
 
@@ -222,34 +220,3 @@ def _bound(server: grpc.aio.Server, settings: Settings) -> int:
     except RuntimeError as error:
         raise OSError(f"cannot listen on {settings.host}:{settings.port}: is another server there? Set FLOWLEDGER_PORT") from error
     return int(port)
-
-
-async def _quiet(boundary: Boundary, seconds: float) -> None:
-    """Returns when no call has come for a moment, and at the latest after so many seconds."""
-    loop = asyncio.get_running_loop()
-    ending, known = loop.time() + seconds, -1
-    while boundary.refused != known and (left := ending - loop.time()) > 0:
-        known = boundary.refused
-        await asyncio.sleep(min(REFUSING_SECONDS, left))
-
-
-async def _set_health(checks: health.aio.HealthServicer, names: Sequence[str], status: int) -> None:
-    for name in names:
-        await checks.set(name, status)
-
-
-async def _watch_health(database: Database, checks: health.aio.HealthServicer, names: Sequence[str]) -> None:
-    """Says NOT_SERVING while PostgreSQL is away, so that balancers send calls elsewhere."""
-    well = True
-    while True:
-        await asyncio.sleep(HEALTH_SECONDS)
-        try:
-            await database.check(HEALTH_SECONDS)
-            found = True
-        except StoreUnavailable:
-            found = False
-        if found != well:
-            well = found
-            _log.warning("store_state", reachable=well)
-            status = health_pb2.HealthCheckResponse.SERVING if well else health_pb2.HealthCheckResponse.NOT_SERVING
-            await _set_health(checks, names, status)

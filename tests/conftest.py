@@ -28,7 +28,8 @@ _numbers = count(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", choices=("18", "15"), default="18", help="which PostgreSQL the tests run on")
-
+    parser.addoption("--rounds", type=int, default=1, help="how often replicas are restarted under load, each")
+    parser.addoption("--hang", type=float, default=8.0, help="for how many seconds PostgreSQL stands still under load")
     parser.addoption("--pooler", action="store_true", help="servers and stores reach PostgreSQL through a PgBouncer in transaction mode")
     parser.addoption(
         "--redis", choices=("off", "on", "dying"), default="off", help="servers have a Redis; it is killed half-way and comes back"

@@ -95,7 +95,6 @@ class Boundary:
         """``deadlines`` ends unary calls in time; ``tell`` hears of each call that ended."""
         self._deadlines, self._max_response_bytes, self._tell = deadlines, max_response_bytes, tell
         self._closing: asyncio.Event | None = None
-        self.refused = 0  # calls that came while it drained
 
     def drain(self) -> None:
         """Refuse new calls from now on; those under way go on.
@@ -223,7 +222,6 @@ class Boundary:
         return caller_of(context.invocation_metadata() or ())
 
     async def _refuse(self, closing: asyncio.Event) -> NoReturn:
-        self.refused += 1
         with suppress(TimeoutError):
             async with asyncio.timeout(HELD_SECONDS):
                 await closing.wait()

@@ -21,7 +21,7 @@ from tests.cluster import Cluster
 from tests.faults.load import Acknowledged, Commit, send
 from tests.tenancy import PATIENCE, Refusal, Tenancy
 
-HEALTH_SECONDS = 15.0
+HEALTH_SECONDS = 30.0
 WRITERS = 20
 
 
@@ -81,13 +81,13 @@ class Writers:
             yield writers
         finally:
             writers._stop = True
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await asyncio.gather(*tasks)
 
     async def more(self, number: int = WRITERS) -> None:
         """Returns once ``number`` more commits were acknowledged."""
         goal = len(self.acknowledged) + number
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.acknowledged) < goal:
                 self._written.clear()
                 await self._written.wait()
