@@ -23,7 +23,7 @@ ROLES = ("flowledger", "flowledger_owner", "postgres")
 class PgBouncer:
     """A PgBouncer before one PostgreSQL; databases and roles are called as there."""
 
-    def __init__(self, directory: Path, postgres: Path, account: pwd.struct_passwd | None, options: Sequence[str]) -> None:
+    def __init__(self, directory: Path, postgres: Path, account: pwd.struct_passwd | None, options: Sequence[str] = ()) -> None:
         self.directory, self._account = directory, account
         self._process: subprocess.Popen[bytes] | None = None
         (directory / "users").write_text("".join(f'"{role}" ""\n' for role in ROLES))
