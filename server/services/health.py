@@ -40,7 +40,7 @@ class Health(health_pb2_grpc.HealthServicer):
         """The state of one service."""
         self._note(context.peer())
         if request.service not in self._names:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+            context.set_code(grpc.StatusCode.NOT_FOUND)
         return Response(status=self._status)
 
     async def Watch(self, request: Any, _: Any) -> AsyncIterator[Any]:
