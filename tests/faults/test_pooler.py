@@ -10,17 +10,19 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from server import app
 from server.repository.database import PoolSettings, SchemaError, connected
 from server.repository.session import Pooler, Session
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import Tenant
 from tests import pgbouncer as pgbouncers
 from tests.cluster import Cluster, account
-from tests.conftest import Urls
+from tests.conftest import Urls, settings
 from tests.faults.audit import audit
 from tests.faults.load import assert_each_is_there_once
 from tests.faults.outage import Writers, assert_told_to_come_back
@@ -50,8 +52,8 @@ def session(**more: Any) -> Session:
     return Session(pooler=Pooler.TRANSACTION, **more)
 
 
-async def test_a_server_with_more_connections_than_the_pooler_serves_everybody(before: PgBouncer, urls: Urls, tmp_path: Path) -> None:
-    async with serving(tmp_path, **through(before, urls, pool_max=20)) as server, connection(server.address) as channel:
+async def test_a_server_with_more_connections_than_the_pooler_serves_everybody(before: PgBouncer, urls: Urls) -> None:
+    async with app.running(settings(urls, **through(before, urls, pool_max=20))) as server, connection(server.address) as channel:
         tenancies = [Tenancy.fresh(channel) for _ in range(20)]
         ids = [flow.flow_id for flow in await asyncio.gather(*(tenancy.create() for tenancy in tenancies))]
         moved = [one.move(flow_id, "data_import", "IN_PROGRESS") for one, flow_id in zip(tenancies, ids, strict=True)]
@@ -60,11 +62,11 @@ async def test_a_server_with_more_connections_than_the_pooler_serves_everybody(b
         assert [[flow.flow_id for flow in page.flows] for page in listed] == [[flow_id] for flow_id in ids]
 
 
-async def test_hints_reach_other_servers_past_the_pooler(before: PgBouncer, urls: Urls, tmp_path: Path) -> None:
-    settings = through(before, urls, watch_poll_seconds=60)
+async def test_hints_reach_other_servers_past_the_pooler(before: PgBouncer, urls: Urls) -> None:
+    told = settings(urls, **through(before, urls, watch_poll_seconds=60))
     async with (
-        serving(tmp_path, **settings) as one,
-        serving(tmp_path, **settings) as two,
+        app.running(told) as one,
+        app.running(told) as two,
         connection(one.address) as here,
         connection(two.address) as there,
     ):
@@ -72,13 +74,21 @@ async def test_hints_reach_other_servers_past_the_pooler(before: PgBouncer, urls
         flow_id = (await tenancy.create()).flow_id
         watch = tenancy.on(there).watch(flow_id)
         assert (await watch.read()).revision == 1
-        await asyncio.sleep(3)  # until both have heard the other's greeting, hints may be lost
-        await tenancy.move(flow_id, "data_import", "IN_PROGRESS")
-        async with asyncio.timeout(10):  # the poll comes a minute from now
-            while not (message := await watch.read()).HasField("event"):
-                pass
-        assert message.revision == 2
+        heard = asyncio.create_task(_next_event(watch))
+        async with asyncio.timeout(30):  # the poll comes a minute from now
+            while not heard.done():  # until both have heard the other's greeting, hints may be lost
+                await tenancy.call("UpdateFlow", flow_id=flow_id, update={"display_name": str(uuid4())})
+                await asyncio.wait([heard], timeout=0.2)
+        assert await heard == 2
         watch.cancel()
+
+
+async def _next_event(watch: Any) -> int:
+    """The revision of the next message that has an event."""
+    while not (message := await watch.read()).HasField("event"):
+        pass
+    revision: int = message.revision
+    return revision
 
 
 async def test_pgbouncer_killed_and_started_again_under_load_loses_no_acknowledged_commit(
@@ -98,9 +108,9 @@ async def test_pgbouncer_killed_and_started_again_under_load_loses_no_acknowledg
 
 async def test_limits_and_role_hold_within_each_transaction_and_nothing_stays_on_the_connection(before: PgBouncer, urls: Urls) -> None:
     asked = "SELECT current_setting('statement_timeout'), current_setting('plan_cache_mode'), current_user, current_setting($1, true)"
-    settings = PoolSettings(1, 4, session=session(statement_timeout=1.5, role="flowledger_service"))
+    pool = PoolSettings(1, 4, session=session(statement_timeout=1.5, role="flowledger_service"))
     tenant = rows.tenant()
-    async with connected(before.url(urls.name, "flowledger"), settings) as database:
+    async with connected(before.url(urls.name, "flowledger"), pool) as database:
         for _ in range(6):  # so that each connection of the pooler has had its turn
             async with database.begin([tenant]) as transaction:
                 found = await transaction.connection.fetchrow(asked, "flowledger.tenants")
@@ -150,7 +160,7 @@ async def test_a_pooler_that_the_settings_do_not_mention_is_refused_with_their_n
 
 
 def test_migrations_are_not_sent_through_the_pooler(before: PgBouncer, urls: Urls) -> None:
-    settings = {name: value for name, value in through(before, urls).items() if name != "owner_database_url"}
-    ended = subprocess.run(command("migrate"), env=environment(**settings), capture_output=True, text=True, check=False)
+    told = {name: value for name, value in through(before, urls).items() if name != "owner_database_url"}
+    ended = subprocess.run(command("migrate"), env=environment(**told), capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert re.fullmatch(r"flowledger: FLOWLEDGER_OWNER_DATABASE_URL must name PostgreSQL itself: .*\n", ended.stderr)

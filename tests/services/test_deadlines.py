@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 import grpc
 import pytest
 
-from server.services.deadlines import LEAST_SPARE, MOST_SPARE, SPARE_PART, Deadlines
+from server.services.deadlines import LEAST_SPARE, MOST_SPARE, SPARE_PART, TICK_SECONDS, Deadlines
 from tests.cluster import Cluster
 from tests.conftest import Urls
 from tests.faults.load import Commit, send, send_until_acknowledged
@@ -41,13 +41,17 @@ async def _limited(deadlines: Deadlines, remaining: float | None, seconds: float
 @pytest.mark.parametrize("remaining", [0.2, 0.5, 1.0, 4.0, None])
 async def test_a_call_is_ended_before_its_callers_deadline(remaining: float | None) -> None:
     deadlines, verdicts = Deadlines(0.6), list[bool]()
-    cancelled, seconds = await _ended_after(asyncio.create_task(_limited(deadlines, remaining, 30, verdicts)))
+    started = asyncio.get_running_loop().time()
+    call = asyncio.create_task(_limited(deadlines, remaining, 30, verdicts))
+    await asyncio.sleep(0)
+    due = next(iter(deadlines._due.values())) * TICK_SECONDS - started
+    cancelled, seconds = await _ended_after(call)
     assert cancelled
     assert verdicts == [True]
-    if remaining is None:
-        assert seconds >= 0.6 - 0.05
-    else:
-        assert remaining - min(LEAST_SPARE + SPARE_PART * remaining, MOST_SPARE) - 0.05 <= seconds < remaining
+    least = 0.6 if remaining is None else remaining - min(LEAST_SPARE + SPARE_PART * remaining, MOST_SPARE)
+    assert seconds >= least - 0.05
+    if remaining is not None:
+        assert due + TICK_SECONDS < remaining  # and not how long it took: a machine may be busy
 
 
 async def test_a_call_that_ends_by_itself_is_left_alone() -> None:
@@ -91,12 +95,10 @@ async def test_a_commit_that_waits_for_a_lock_is_told_before_its_deadline_and_ca
     flow_id = (await tenancy.create()).flow_id
     commit = Commit.of("UpdateFlow", flow_id=flow_id, update={"display_name": "new"})
     async with held(url, flow_id):
-        started = time.monotonic()
-        under_way = asyncio.ensure_future(send(tenancy, commit, 1.5))
+        under_way = asyncio.ensure_future(send(tenancy, commit, 3.0))
         await blocked(url, 1)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await under_way
-        assert time.monotonic() - started < 1.5
     refusal = Refusal.of(refused.value)
     assert (refusal.code, refusal.reason, refusal.details) == (
         grpc.StatusCode.UNAVAILABLE,
