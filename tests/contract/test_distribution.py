@@ -6,16 +6,15 @@ told is told to functions of its names and parameters, which note it and refuse 
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
+from typer.testing import CliRunner
 
+from server import cli
 from server.repository import distribution, schema
 from server.repository.database import SchemaError
 from server.repository.tables import TENANT_TABLES
 from tests.cluster import Cluster
 from tests.conftest import Urls
-from tests.faults.process import command, environment
 from tests.repository import rows
 from tests.repository.store import opened, superuser
 
@@ -110,9 +109,8 @@ def test_without_citus_nothing_is_changed_and_the_error_says_what_to_do(postgres
     postgres.run(f"CREATE DATABASE {urls.name}_empty OWNER flowledger_owner")
     try:
         owner = postgres.url(f"{urls.name}_empty", "flowledger_owner")
-        told = environment(database_url=owner, owner_database_url=owner)
-        ended = subprocess.run(command("migrate", "--citus"), env=told, capture_output=True, text=True, check=False)
-        assert (ended.returncode, ended.stdout) == (1, "")
+        ended = CliRunner().invoke(cli.app, ["migrate", "--citus"], env={"FLOWLEDGER_DATABASE_URL": owner})
+        assert (ended.exit_code, ended.stdout) == (1, "")
         assert ended.stderr.startswith("flowledger: the database has no extension citus, nothing was changed: ")
         assert "CREATE TABLE" not in postgres.dump(f"{urls.name}_empty")
     finally:
@@ -120,8 +118,9 @@ def test_without_citus_nothing_is_changed_and_the_error_says_what_to_do(postgres
 
 
 def test_what_citus_is_told_is_printed_without_any_database() -> None:
-    ended = subprocess.run(command("migrate", "--citus", "--sql"), env=environment(), capture_output=True, text=True, check=True)
+    ended = CliRunner().invoke(cli.app, ["migrate", "--citus", "--sql"])
+    assert ended.exit_code == 0
     assert ended.stdout.splitlines() == [f"{statement};" for statement in distribution.statements()]
-    refused = subprocess.run(command("migrate", "--sql"), env=environment(), capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
+    refused = CliRunner().invoke(cli.app, ["migrate", "--sql"])
+    assert refused.exit_code == 2
     assert "--citus" in refused.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
 from collections.abc import Iterator, Sized
 from contextlib import suppress
 from functools import partial
@@ -14,8 +13,9 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from typer.testing import CliRunner
 
-from server import app
+from server import app, cli
 from server.repository.database import PoolSettings, SchemaError, connected
 from server.repository.session import Pooler, Session
 from server.statemachine.errors import StoreUnavailable
@@ -26,7 +26,7 @@ from tests.conftest import Urls, settings
 from tests.faults.audit import audit
 from tests.faults.load import assert_each_is_there_once
 from tests.faults.outage import Writers, assert_told_to_come_back
-from tests.faults.process import command, connection, environment, serving
+from tests.faults.process import connection, serving
 from tests.pgbouncer import PgBouncer, pgbouncer
 from tests.repository import rows
 from tests.tenancy import Tenancy
@@ -161,6 +161,6 @@ async def test_a_pooler_that_the_settings_do_not_mention_is_refused_with_their_n
 
 def test_migrations_are_not_sent_through_the_pooler(before: PgBouncer, urls: Urls) -> None:
     told = {name: value for name, value in through(before, urls).items() if name != "owner_database_url"}
-    ended = subprocess.run(command("migrate"), env=environment(**told), capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
+    ended = CliRunner().invoke(cli.app, ["migrate"], env={f"FLOWLEDGER_{name.upper()}": str(value) for name, value in told.items()})
+    assert ended.exit_code == 1
     assert re.fullmatch(r"flowledger: FLOWLEDGER_OWNER_DATABASE_URL must name PostgreSQL itself: .*\n", ended.stderr)
