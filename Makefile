@@ -5,6 +5,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PROTOC_VENV := .venv-protoc
 DEBIAN_15 := /usr/lib/postgresql/15/bin
+PGBOUNCER := $(shell command -v pgbouncer || PATH=/usr/sbin command -v pgbouncer)
+# What differs behind a pooler is how statements and transactions are sent, and what a connection keeps: these tests have every kind of both.
+POOLED := tests/repository/test_commits.py tests/repository/test_races.py tests/repository/test_requests.py tests/repository/test_history.py \
+	tests/repository/test_tenants.py tests/services/test_flow_service.py tests/services/test_watch.py tests/services/test_requests.py \
+	tests/services/test_reads.py tests/services/test_progress_stream.py tests/faults/test_store_outage.py
 PROTOS := $(wildcard protos/flowledger/v1/*.proto)
 
 .PHONY: demo serve test lint generate bench clean
@@ -40,6 +45,8 @@ test: $(VENV)/.dev $(PROTOC_VENV)/.done
 	$(BIN)/python -m pytest $(ARGS)
 	@if test -x $(DEBIAN_15)/initdb; then $(BIN)/python -m pytest --postgres 15 tests/repository tests/services $(ARGS); \
 	else echo "SKIPPED: the store and the services on PostgreSQL 15, because $(DEBIAN_15) is not there (Debian's package postgresql-15)"; fi
+	@if test -n "$(PGBOUNCER)"; then $(BIN)/python -m pytest --pooler --redis dying $(POOLED) $(ARGS); \
+	else echo "SKIPPED: a part of the tests through PgBouncer, because it is not installed (Debian's package pgbouncer)"; fi
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)

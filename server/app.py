@@ -17,7 +17,7 @@ from uuid import UUID
 import grpc
 import structlog
 from flowledger.v1 import admin_service_pb2, checkpoint_service_pb2, flow_service_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.alarm import Alarm
 from server.breaker import Breaker
@@ -41,6 +41,7 @@ from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
+from server.repository.session import Pooler, Session
 from server.repository.store import Store
 from server.rescue import Rescue
 from server.services.alert_admin import AlertAdmin, alerts_key
@@ -53,13 +54,13 @@ from server.services.deadlines import Deadlines
 from server.services.flow_history import FlowHistory
 from server.services.flow_rescue import FlowRescue
 from server.services.flow_service import FlowService, Sources
+from server.services.health import Health
 from server.services.key_admin import KeyAdmin
 from server.services.reads import Reads
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
 from server.statemachine import document
-from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import Tenant
 from server.vault import KeyProvider
 from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
@@ -72,12 +73,13 @@ CHECKPOINT_SERVICE = checkpoint_service_pb2.DESCRIPTOR.services_by_name["Checkpo
 SERVICES = (FLOW_SERVICE.full_name, CHECKPOINT_SERVICE.full_name, ADMIN_SERVICE.full_name)
 # Of several workers each takes the first of so many ports, from FLOWLEDGER_METRICS_PORT on, that is free.
 METRICS_SPARE = 63
-HEALTH_SECONDS = 2.0
 # What keys are derived for besides sealing.
 SIGNING = b"flowledger signing"
-# gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
-# for this long they are still taken, and held to be told to go elsewhere.
+# gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final: for this
+# long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
+# Part of the drain in which balancers are waited for that ask for health now and then: they send calls here until they have heard.
+HEARING_PART = 0.5
 
 
 def now() -> datetime:
@@ -175,6 +177,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         seals = CheckpointAlarm(raise_alert, archive.checkpoints, sources)
         flow_rescue = FlowRescue(Rescue(store, WaysBack(archive.opening), raise_alert), sources, limits)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, _both(tell, metrics))
+        health = Health(SERVICES)
         handlers = (
             boundary.handlers(FLOW_SERVICE, service, flow_history, flow_rescue),
             boundary.handlers(
@@ -190,22 +193,14 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             watches.drain()
             alert_admin.drain()
 
-        port = await _serve(stack, settings, shared, handlers, boundary, drain, commits)
+        port = await _serve(stack, settings, shared, handlers, boundary, health, drain, commits)
         jobs = [*checkpoint_jobs(archive, sources), *kept.jobs, looking_job(database, raise_alert, sources)]
         background = [
-            asyncio.create_task(_watch_health(database, port.checks), name="health"),
+            asyncio.create_task(health.follow(database.check), name="health"),
             *sweeping(settings, database, sources, jobs),
         ]
         stack.push_async_callback(_ended, background)
-        yield Server(f"{settings.host}:{port.number}", port.number, drain, raise_alert)
-
-
-@dataclass(frozen=True, slots=True)
-class _Listening:
-    """Where gRPC listens, and what it says of its health."""
-
-    number: int
-    checks: health.aio.HealthServicer
+        yield Server(f"{settings.host}:{port}", port, drain, raise_alert)
 
 
 async def _serve(
@@ -214,33 +209,33 @@ async def _serve(
     shared: Port,
     handlers: Sequence[grpc.GenericRpcHandler],
     boundary: Boundary,
+    health: Health,
     drain: Callable[[], None],
     commits: Commits,
-) -> _Listening:
-    """Take calls from here on, until the stack is taken down. Raises OSError when the port is taken."""
-    checks = health.aio.HealthServicer()
+) -> int:
+    """Take calls from here on, until the stack is taken down; the port. Raises OSError when it is taken."""
     server = grpc.aio.server(options=channel_options(settings, shared))
     server.add_generic_rpc_handlers(tuple(handlers))
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     add_reflection(server, [*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
     port = _bound(server, settings)
     await server.start()
-    await _set_health(checks, health_pb2.HealthCheckResponse.SERVING)
     loop = asyncio.get_running_loop()
 
     async def stop() -> None:
         ending = loop.time() + settings.drain_seconds
         drain()
-        await checks.enter_graceful_shutdown()
-        await asyncio.sleep(min(REFUSING_SECONDS, settings.drain_seconds))
+        await health.drain(settings.drain_seconds * HEARING_PART)
+        await asyncio.sleep(min(REFUSING_SECONDS, max(0.0, ending - loop.time())))
         closing = asyncio.create_task(server.stop(max(0.0, ending - loop.time())))
         await asyncio.sleep(0.0)  # gRPC has begun to close once the task has run
         boundary.close()
+        health.close()
         await closing
         await commits.close(max(0.0, ending - loop.time()))
 
     stack.push_async_callback(stop)
-    return _Listening(port, checks)
+    return port
 
 
 def _both(one: Tell, other: Tell) -> Tell:
@@ -345,13 +340,9 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
             url = addresses.service_url
         else:
             url = settings.database_url.get_secret_value()
-        pool = PoolSettings(
-            settings.pool_min,
-            settings.pool_max,
-            settings.statement_timeout_seconds,
-            settings.statement_timeout_seconds,
-            settings.database_role,
-        )
+        timeout = settings.statement_timeout_seconds
+        session = Session(timeout, settings.database_role, Pooler(settings.pooler))
+        pool = PoolSettings(settings.pool_min, settings.pool_max, timeout, session)
         database = await stack.enter_async_context(connected(url, pool))
         await schema.check(database)
         yield database
@@ -378,25 +369,3 @@ def _bound(server: grpc.aio.Server, settings: Settings) -> int:
     except RuntimeError as error:
         raise OSError(f"cannot listen on {settings.host}:{settings.port}: is another server there? Set FLOWLEDGER_PORT") from error
     return int(port)
-
-
-async def _set_health(checks: health.aio.HealthServicer, status: int) -> None:
-    for name in ("", *SERVICES):
-        await checks.set(name, status)
-
-
-async def _watch_health(database: Database, checks: health.aio.HealthServicer) -> None:
-    """Says NOT_SERVING while PostgreSQL is away, so that balancers send calls elsewhere."""
-    well = True
-    while True:
-        await asyncio.sleep(HEALTH_SECONDS)
-        try:
-            await database.check()
-            found = True
-        except StoreUnavailable:
-            found = False
-        if found != well:
-            well = found
-            _log.warning("store_state", reachable=well)
-            status = health_pb2.HealthCheckResponse.SERVING if well else health_pb2.HealthCheckResponse.NOT_SERVING
-            await _set_health(checks, status)

@@ -8,9 +8,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 from uuid import UUID
 
 import structlog
@@ -20,7 +20,7 @@ import uvloop
 from server import embedded as private
 from server.app import Port, adopt_key, compacted, running
 from server.log import CallLog, logging
-from server.repository import schema
+from server.repository import distribution, schema
 from server.settings import Settings, SettingsError, rows
 from server.statemachine.errors import FlowError
 from server.statemachine.values import Tenant
@@ -36,6 +36,8 @@ app = typer.Typer(
 keys = typer.Typer(help="The keys that tenants' data keys are wrapped with.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 _log = structlog.get_logger()
+# The schema's before and after.
+Versions: TypeAlias = tuple[str | None, str | None]
 
 
 def main() -> None:
@@ -63,10 +65,18 @@ def serve(
 
 
 @app.command()
-def migrate() -> None:
+def migrate(
+    citus: Annotated[bool, typer.Option("--citus", help="Then distribute the tables over a Citus cluster, by client account.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="With --citus: print what Citus would be told, and ask no database.")] = False,
+) -> None:
     """Bring the database's schema up to this version, as its owner (FLOWLEDGER_OWNER_DATABASE_URL, else FLOWLEDGER_DATABASE_URL)."""
-    settings = _settings()
-    before, after = _run(_migrate(settings))
+    if sql:
+        if not citus:
+            raise typer.BadParameter("is for --citus", param_hint="--sql")
+        for statement in distribution.statements():
+            typer.echo(f"{statement};")
+        return
+    before, after = _run(_migrate(_settings(), schema.distribute if citus else schema.migrate))
     typer.echo(f"schema {after}: already there" if before == after else f"schema {before or 'empty'} -> {after}")
 
 
@@ -129,11 +139,12 @@ def adopt() -> None:
     )
 
 
-async def _migrate(settings: Settings) -> tuple[str | None, str | None]:
-    if settings.migration_url is not None:
-        return await schema.migrate(settings.migration_url.get_secret_value())
+async def _migrate(settings: Settings, work: Callable[[str], Coroutine[Any, Any, Versions]]) -> Versions:
+    url = settings.migration_url
+    if url is not None:
+        return await work(url.get_secret_value())
     async with private.embedded(settings.data_dir) as addresses:
-        return await schema.migrate(addresses.owner_url)
+        return await work(addresses.owner_url)
 
 
 async def _serve(settings: Settings, calls: CallLog, ready_file: Path | None, port: Port) -> None:
@@ -231,6 +242,6 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     """What ``work`` returns; an error that its reader can act on ends the command with one sentence instead of a traceback."""
     try:
         return uvloop.run(work)
-    except (FlowError, schema.SchemaError, private.EmbeddedError, WorkersError, KeyFault, OSError) as error:
+    except (FlowError, schema.SchemaError, SettingsError, private.EmbeddedError, WorkersError, KeyFault, OSError) as error:
         typer.echo(f"flowledger: {error}", err=True)
         sys.exit(1)

@@ -203,6 +203,9 @@ class Settings(BaseSettings):
     metrics_host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     """Address to serve metrics on; they name no tenant, and whoever reaches them can read them."""
 
+    pooler: Literal["none", "transaction"] = "none"
+    """What FLOWLEDGER_DATABASE_URL leads through; `transaction`: PgBouncer with pool_mode=transaction, or one that behaves like it."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
 
@@ -226,6 +229,22 @@ class Settings(BaseSettings):
         if wakeups == "redis" and info.data.get("redis_url", "faulty") is None:
             raise ValueError(f"cannot be redis without {PREFIX}REDIS_URL")
         return wakeups
+
+    @field_validator("pooler")
+    @classmethod
+    def _pooler_needs_urls(cls, pooler: str, info: ValidationInfo) -> str:
+        told = info.data
+        if pooler == "none" or not {"database_url", "wakeups", "redis_url", "listen_url"} <= told.keys():  # one has a fault of its own
+            return pooler
+        if told["database_url"] is None:
+            raise ValueError(f"has no use without {PREFIX}DATABASE_URL: nothing stands before the private PostgreSQL")
+        notified = told["wakeups"] == "postgres" or (told["wakeups"] == "auto" and told["redis_url"] is None)
+        if notified and told["listen_url"] is None:
+            raise ValueError(
+                f"must be none, or {PREFIX}LISTEN_URL must name PostgreSQL itself: a pooler carries no notifications. Or let hints go over "
+                f"{PREFIX}REDIS_URL, or do without them ({PREFIX}WAKEUPS=local)"
+            )
+        return pooler
 
     @field_validator("owner_database_url")
     @classmethod
@@ -252,7 +271,12 @@ class Settings(BaseSettings):
 
     @property
     def migration_url(self) -> SecretStr | None:
-        """URL for migrations: the owner's, else the service's own; None for the private PostgreSQL."""
+        """URL for migrations: the owner's, else the service's own; None for the private PostgreSQL.
+
+        Raises SettingsError where the service's own leads through a pooler: migrations hold a lock from transaction to transaction.
+        """
+        if self.owner_database_url is None and self.pooler != "none":
+            raise SettingsError([f"{PREFIX}OWNER_DATABASE_URL must name PostgreSQL itself: migrations do not go through a pooler."])
         return self.owner_database_url or self.database_url
 
     @property

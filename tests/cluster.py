@@ -1,4 +1,4 @@
-"""A PostgreSQL of the tests' own: the wheel's 18, or Debian's 15 with `--postgres 15`."""
+"""A PostgreSQL of the tests' own: the wheel's 18, or Debian's 15 with `--postgres 15`; with `--pooler` a PgBouncer stands before it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.embedded import pg_bin
+from server.repository.session import Pooler
+from tests.pgbouncer import PgBouncer, pgbouncer
 
 DEBIAN = Path("/usr/lib/postgresql")
 
@@ -22,6 +24,20 @@ CREATE ROLE flowledger_service NOLOGIN;
 GRANT flowledger_service TO flowledger_owner WITH ADMIN OPTION;
 CREATE ROLE flowledger LOGIN IN ROLE flowledger_service;
 """
+
+
+# Whether servers and stores reach their database through a PgBouncer: `--pooler`.
+POOLER = Pooler.NONE
+_pgbouncers: dict[str, PgBouncer] = {}
+
+
+def entrance(url: str) -> str:
+    """Where a server, or a store, goes in: ``url`` itself, or with `--pooler` the same database through the PgBouncer before it."""
+    for directory, before in _pgbouncers.items():
+        if f"?host={directory}&" in url:
+            role, _, database = url.partition("?")[0].removeprefix("postgresql://").partition("@/")
+            return before.url(database, role)
+    return url
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +76,9 @@ def running(major: str) -> Iterator[Cluster]:
     programs = binaries(major)
     assert programs is not None, f"PostgreSQL {major} is not installed"
     directory = Path(tempfile.mkdtemp(prefix="flpg", dir="/tmp"))
-    account = _account()
-    if account is not None:
-        os.chown(directory, account.pw_uid, account.pw_gid)
+    owner = account()
+    if owner is not None:
+        os.chown(directory, owner.pw_uid, owner.pw_gid)
         if not _reachable(programs):  # a checkout below /root
             shutil.copytree(programs.parent, directory / "programs")
             libraries = programs.parents[1].with_name(f"{programs.parents[1].name}.libs")
@@ -79,18 +95,20 @@ def running(major: str) -> Iterator[Cluster]:
         "timezone": "Pacific/Chatham",  # 12:45 ahead of UTC: nothing may depend on the server's zone
     }
     settings = " ".join(f"-c {name}={value}" for name, value in options.items())
-    _run(account, programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-    _run(account, programs / "pg_ctl", "start", "-w", "-s", "-D", data, "-l", directory / "log", "-o", settings)
-    try:
+    _run(owner, programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+    _run(owner, programs / "pg_ctl", "start", "-w", "-s", "-D", data, "-l", directory / "log", "-o", settings)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        stack.callback(_run, owner, programs / "pg_ctl", "stop", "-w", "-s", "-D", data, "-m", "immediate")
         cluster = Cluster(directory, programs)
         cluster.run(ROLES)
+        if POOLER is Pooler.TRANSACTION:
+            _pgbouncers[str(directory)] = stack.enter_context(pgbouncer(directory, owner))
+            stack.callback(_pgbouncers.pop, str(directory))
         yield cluster
-    finally:
-        _run(account, programs / "pg_ctl", "stop", "-w", "-s", "-D", data, "-m", "immediate")
-        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _account() -> pwd.struct_passwd | None:
+def account() -> pwd.struct_passwd | None:
     """Whom PostgreSQL runs as: it refuses root."""
     if os.geteuid() != 0:
         return None

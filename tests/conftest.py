@@ -7,16 +7,21 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
+from tempfile import mkdtemp
 
 import grpc
 import pytest
 
 from server import app
 from server.repository import schema
+from server.repository.session import Pooler
 from server.settings import Settings
 from server.vault import written
 from tests import cluster as clusters
+from tests import pgbouncer
 from tests.cluster import Cluster
+from tests.redis_server import RedisServer
 from tests.tenancy import Tenancy
 
 _numbers = count(1)
@@ -27,11 +32,37 @@ KEYS = written("test", bytes(range(32)))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", choices=("18", "15"), default="18", help="which PostgreSQL the tests run on")
-    parser.addoption("--corrupted", type=int, default=18, help="how many flows are corrupted in test_corruption.py")
     parser.addoption(
-        "--kills", type=int, default=2, help="how often each test kills that kills again and again"
+        "--rounds", type=int, default=1, help="how often servers are killed, cut off or restarted under load; 20 for a long look"
     )
-    parser.addoption("--rounds", type=int, default=1, help="how often tests/linearizability kills, cuts and restarts; 20 for a long look")
+    parser.addoption("--corrupted", type=int, default=18, help="how many flows are corrupted in test_corruption.py")
+    parser.addoption("--kills", type=int, default=2, help="how often each test kills that kills again and again")
+    parser.addoption("--hang", type=float, default=8.0, help="for how many seconds PostgreSQL stands still under load")
+    parser.addoption("--pooler", action="store_true", help="servers and stores reach PostgreSQL through a PgBouncer in transaction mode")
+    parser.addoption(
+        "--redis", choices=("off", "on", "dying"), default="off", help="servers have a Redis; it is killed half-way and comes back"
+    )
+
+
+class DyingRedis:
+    """Kills the tests' Redis when half of them are done, and starts it again when three quarters are."""
+
+    def __init__(self, redis: RedisServer) -> None:
+        self._redis, self._left, self._back = redis, 0, 0
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._left, self._back = len(session.items) // 2, len(session.items) * 3 // 4
+
+    def pytest_runtest_logfinish(self) -> None:
+        self._left, self._back = self._left - 1, self._back - 1
+        if self._left == 0:
+            self._redis.kill()
+        if self._back == 0:
+            self._redis.start()
+
+
+# What every server of the tests has at hand besides its database: `--redis`.
+_redis: list[RedisServer] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,6 +71,16 @@ def pytest_configure(config: pytest.Config) -> None:
     time.tzset()
     for name in [name for name in os.environ if name.startswith("FLOWLEDGER_")]:
         del os.environ[name]
+    if config.getoption("--pooler"):
+        if pgbouncer.EXECUTABLE is None:
+            raise pytest.UsageError("--pooler needs PgBouncer: Debian's package pgbouncer")
+        clusters.POOLER = Pooler.TRANSACTION
+    if config.getoption("--redis") != "off":
+        _redis.append(RedisServer(Path(mkdtemp(prefix="flredis", dir="/tmp"))))
+        _redis[0].start()
+        config.add_cleanup(_redis[0].kill)
+        if config.getoption("--redis") == "dying":
+            config.pluginmanager.register(DyingRedis(_redis[0]))
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +97,14 @@ class Urls:
     name: str
     owner: str
     service: str
+
+    @property
+    def variables(self) -> dict[str, object]:
+        """The settings, by field, of a server on this database: what the options `--pooler` and `--redis` say about it included."""
+        found: dict[str, object] = {"database_url": clusters.entrance(self.service), "owner_database_url": self.owner, "keys": KEYS}
+        if clusters.POOLER is Pooler.TRANSACTION:
+            found |= {"pooler": clusters.POOLER.value, "listen_url": self.service}
+        return found | ({"redis_url": _redis[0].url} if _redis else {})
 
 
 @pytest.fixture(scope="session")
@@ -88,16 +137,7 @@ def shared_urls(postgres: Cluster, template: str) -> Iterator[Urls]:
 
 def settings(urls: Urls, **more: object) -> Settings:
     """Settings of a server on that database, on a port that the kernel chooses."""
-    given = {
-        "port": 0,
-        "database_url": urls.service,
-        "owner_database_url": urls.owner,
-        "keys": KEYS,
-        "sweep_seconds": 0,
-        "drain_seconds": 1.0,
-        "pool_max": 10,
-        **more,
-    }
+    given = {"port": 0, **urls.variables, "sweep_seconds": 0, "drain_seconds": 1.0, "pool_max": 10, **more}
     return Settings.model_validate(given)
 
 

@@ -45,7 +45,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
         "WATCH_POLL_SECONDS": "0.25", "WATCH_HEARTBEAT_SECONDS": "3", "COMMIT_LANES": "1", "CACHE_MIB": "0",
         "CACHE_SECONDS": "1", "REDIS_URL": "redis://:p@h:1/0", "WAKEUPS": "redis",
         "LISTEN_URL": "postgresql://u:p@h:2/d", "SWEEP_SECONDS": "0", "REQUEST_DAYS": "7", "LOG_LEVEL": "debug",
-        "LOG_FORMAT": "json", "METRICS_PORT": "9400", "METRICS_HOST": "::1",
+        "LOG_FORMAT": "json", "METRICS_PORT": "9400", "METRICS_HOST": "::1", "POOLER": "transaction",
     }  # fmt: skip
     assert {f"FLOWLEDGER_{name}" for name in given} == {row.variable for row in rows()}
     for name, value in given.items():

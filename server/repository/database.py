@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from sqlalchemy import select
 
+from server.repository.session import Pooler, Session
 from server.repository.statement import Statement, gate, named
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import Tenant
@@ -74,6 +75,12 @@ def admitted() -> Iterator[None]:
     """Turns a refused connection into SchemaError."""
     try:
         yield
+    except asyncpg.ProtocolViolationError as error:
+        if "startup parameter" not in str(error):  # a pooler says with the same code that PostgreSQL is away
+            raise
+        raise SchemaError(
+            f"FLOWLEDGER_DATABASE_URL leads to a pooler ({error}): set FLOWLEDGER_POOLER=transaction, or name PostgreSQL itself"
+        ) from error
     except _UNWANTED as error:
         raise SchemaError(f"PostgreSQL refuses the connection: {error}. See FLOWLEDGER_DATABASE_URL and its companions") from error
 
@@ -121,7 +128,11 @@ class Line:
                 await self.close()
                 self._connection = await self._database.lend()
             try:
-                found = await self._connection.fetch(statement.text, *statement.arguments({**values, "tenants": named(tenants)}))
+                found = await self._database.send(self._connection, tenants, statement, values)
+            except TimeoutError:
+                self._connection.terminate()  # nobody answers there: callers must not wait until somebody has been asked to stop
+                await self.close()
+                raise
             except BaseException:
                 await self.close()  # who knows what state it is in: the pool looks after that
                 raise
@@ -146,10 +157,11 @@ def _lost(connection: PoolConnection) -> bool:
 class Database:
     """A pool of connections; every statement names the tenants it touches."""
 
-    def __init__(self, pool: asyncpg.Pool[Any], patience: float, url: str) -> None:
+    def __init__(self, pool: asyncpg.Pool[Any], patience: float, url: str, session: Session) -> None:
         """``patience`` is how long to wait for a free connection, in seconds; ``url`` is where the pool's connections lead."""
-        self._pool, self._patience, self.url = pool, patience, url
+        self._pool, self._patience, self.url, self._session = pool, patience, url, session
         self._lines: list[Line] = []
+        self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 
     def line(self) -> Line:
         """A connection for somebody who sends one statement after another."""
@@ -185,18 +197,63 @@ class Database:
         connection = await self.lend()
         try:
             yield connection
-        finally:
+        except asyncio.CancelledError:
+            # PostgreSQL is asked to stop what it does for nobody, and may take its time to answer: the caller does not wait for that.
+            returning = asyncio.create_task(self.take_back(connection), name="take back")
+            self._returning.add(returning)
+            returning.add_done_callback(self._returned)
+            raise
+        except BaseException as error:
+            if isinstance(error, TimeoutError):
+                connection.terminate()  # as in Line.send
             await self.take_back(connection)
+            raise
+        await self.take_back(connection)
+
+    def _returned(self, returning: asyncio.Task[None]) -> None:
+        self._returning.discard(returning)
+        if not returning.cancelled():
+            returning.exception()  # the pool replaces what cannot be used again: nobody needs to be told
+
+    @asynccontextmanager
+    async def _transaction(self, connection: PoolConnection) -> AsyncIterator[None]:
+        """A transaction on that connection, committed when the block ends."""
+        opening = self._session.opening
+        if opening is None:
+            async with connection.transaction():
+                yield
+            return
+        await connection.execute(opening)
+        yield  # after an error the transaction stays open until the connection is given back, which rolls it back
+        if await connection.execute("COMMIT") != "COMMIT":
+            raise StoreUnavailable("PostgreSQL rolled the transaction back: retry")
+
+    async def _run(self, connection: PoolConnection, text: str, *values: object) -> Sequence[Row]:
+        """What the one statement returns, as a transaction of its own.
+
+        PostgreSQL begins and commits it in the same round trip. A pooler would hand the connection to somebody else between preparing the
+        statement and running it, so that there it is told where the transaction begins and ends.
+        """
+        if self._session.pooler is Pooler.NONE:
+            return await connection.fetch(text, *values)
+        async with self._transaction(connection):
+            return await connection.fetch(text, *values)
+
+    async def send(
+        self, connection: PoolConnection, tenants: Iterable[Tenant], statement: Statement, values: Mapping[str, object]
+    ) -> Sequence[Row]:
+        """What the statement returns on a connection that was lent, as a transaction of its own."""
+        return await self._run(connection, statement.text, *statement.arguments({**values, "tenants": named(tenants)}))
 
     @asynccontextmanager
     async def begin(self, tenants: Sequence[Tenant], seconds: float | None = None) -> AsyncIterator[Transaction]:
         """A transaction that is committed when the block ends, and rolled back when it raises; ``seconds`` for what takes long by nature.
 
-        A single statement needs none: PostgreSQL begins and commits it in the same round trip (``read``, ``write``, ``Line.send``).
+        A single statement needs none (``read``, ``write``, ``Line.send``).
         Raises StoreUnavailable when PostgreSQL is away; whether it committed is then unknown.
         """
         with translated():
-            async with self._connection() as connection, connection.transaction():
+            async with self._connection() as connection, self._transaction(connection):
                 if seconds is not None:
                     await connection.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}")
                     await connection.execute(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
@@ -208,7 +265,14 @@ class Database:
         """What one reading statement returns; it sees one snapshot. The statement must be behind its ``gate``."""
         with translated():
             async with self._connection() as connection:
-                return await connection.fetch(statement.text, *statement.arguments({**values, "tenants": named(tenants)}))
+                return await self.send(connection, tenants, statement, values)
+
+    async def _ask(self, text: str, *values: object) -> Any:
+        """The first column of the first row of a statement that touches no tenant."""
+        with translated():
+            async with self._connection() as connection:
+                found = await self._run(connection, text, *values)
+                return found[0][0] if found else None
 
     async def write(self, tenants: Iterable[Tenant], statement: Statement, values: Mapping[str, object]) -> Sequence[Row]:
         """What one writing statement returns, as a transaction of its own. The statement must be behind its ``gate``."""
@@ -216,17 +280,14 @@ class Database:
 
     async def kek_id(self) -> str | None:
         """Which key-encryption key the tenants' keys are wrapped with; None before there was one."""
-        with translated():
-            async with self._connection() as connection:
-                found: str | None = await connection.fetchval("SELECT kek_id FROM installation")
-                return found
+        found: str | None = await self._ask("SELECT kek_id FROM installation")
+        return found
 
     async def record_kek_id(self, known: str | None, kek_id: str) -> bool:
         """Record ``kek_id`` in the place of ``known``; whether that was still what is recorded."""
-        with translated():
-            async with self._connection() as connection:
-                query = "UPDATE installation SET kek_id = $2 WHERE kek_id IS NOT DISTINCT FROM $1 RETURNING true"
-                return bool(await connection.fetchval(query, known, kek_id))
+        return bool(
+            await self._ask("UPDATE installation SET kek_id = $2 WHERE kek_id IS NOT DISTINCT FROM $1 RETURNING true", known, kek_id)
+        )
 
     @asynccontextmanager
     async def alone(self, name: str) -> AsyncIterator[bool]:
@@ -248,38 +309,29 @@ class Database:
 
     async def token_key(self) -> bytes:
         """The key that every process on this database signs page tokens with."""
-        with translated():
-            async with self._connection() as connection:
-                key: bytes = await connection.fetchval("SELECT token_key FROM installation")
-                return key
+        key: bytes = await self._ask("SELECT token_key FROM installation")
+        return key
 
     async def schema_version(self) -> str | None:
         """The version that the last migration left; None before the first."""
-        with translated():
-            async with self._connection() as connection:
-                try:
-                    version: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
-                except asyncpg.UndefinedTableError:
-                    return None
-                return version
+        try:
+            version: str | None = await self._ask("SELECT version_num FROM alembic_version")
+        except asyncpg.UndefinedTableError:
+            return None
+        return version
 
     async def notify(self, channel: str, payload: str) -> None:
         """Send a notification, in a transaction of its own: one within a commit would put all commits in line (PERFORMANCE.md)."""
-        with translated():
-            async with self._connection() as connection:
-                await connection.execute("SELECT pg_notify($1, $2)", channel, payload)
+        await self._ask("SELECT pg_notify($1, $2)", channel, payload)
 
     async def bypasses_row_security(self) -> bool:
         """Whether the role that statements run as is beyond row level security."""
-        with translated():
-            async with self._connection() as connection:
-                query = "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"
-                return bool(await connection.fetchval(query))
+        return bool(await self._ask("SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"))
 
-    async def check(self) -> None:
-        """Raises StoreUnavailable unless PostgreSQL answers."""
+    async def check(self, seconds: float) -> None:
+        """Raises StoreUnavailable unless PostgreSQL answers in so many seconds."""
         with translated():
-            async with self._connection() as connection:
+            async with asyncio.timeout(seconds), self._connection() as connection:
                 await connection.execute("SELECT 1")
 
 
@@ -294,42 +346,31 @@ class PoolSettings:
 
     smallest: int = 2
     largest: int = 10
-    statement_timeout: float = 5.0
     patience: float = 5.0
-    role: str | None = None
+    session: Session = field(default_factory=Session)
 
 
 @asynccontextmanager
 async def connected(url: str, settings: PoolSettings) -> AsyncIterator[Database]:
     """The database behind ``url`` while the block lasts. Raises StoreUnavailable when it cannot be reached."""
-    milliseconds = str(int(settings.statement_timeout * 1000))
-    session = {
-        "application_name": "flowledger",
-        "timezone": "UTC",
-        "statement_timeout": milliseconds,
-        "lock_timeout": milliseconds,
-        "idle_in_transaction_session_timeout": str(int(settings.statement_timeout * 4000)),
-        # The statements are few, their shape does not depend on the values, and planning them anew costs more than running them.
-        "plan_cache_mode": "force_generic_plan",
-        "jit": "off",
-    }
-    if settings.role:
-        session["role"] = settings.role
+    session = settings.session
     with translated(), admitted():
         pool = await asyncpg.create_pool(
             url,
             min_size=settings.smallest,
             max_size=settings.largest,
             connection_class=Connection,
-            server_settings=session,
-            command_timeout=settings.statement_timeout + 1.0,  # for a server that has stopped answering at all
+            server_settings=dict(session.startup),
+            command_timeout=session.statement_timeout + 1.0,  # for a server that has stopped answering at all
             timeout=settings.patience,
             max_inactive_connection_lifetime=300.0,
             max_queries=1_000_000,
-            max_cached_statement_lifetime=0,  # the statements are the same for ever
+            # The statements are the same for ever; a pooler's next connection does not know them.
+            statement_cache_size=100 if session.pooler is Pooler.NONE else 0,
+            max_cached_statement_lifetime=0,
             max_cacheable_statement_size=0,  # of any size
         )
-    database = Database(pool, settings.patience, url)
+    database = Database(pool, settings.patience, url, session)
     try:
         yield database
     finally:

@@ -14,16 +14,23 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from server.repository import distribution
 from server.repository.database import UNAVAILABLE, Database, SchemaError, admitted, translated
 from server.statemachine.errors import StoreUnavailable
 
-__all__ = ["SchemaError", "check", "downgrade", "migrate", "newest"]
+__all__ = ["SchemaError", "check", "distribute", "downgrade", "migrate", "newest"]
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 # Any number, the same in every process: two that migrate at once go one after the other.
 _LOCK = 0x466C6F77
 # A migration that waits for a lock makes everybody behind it wait too: better to give up and be run again.
 _LOCK_TIMEOUT = "5s"
+
+_HAS_CITUS = text("SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'create_distributed_table')")
+_USED = text(
+    "SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE pg_relation_size(name::regclass) > 0 "
+    "AND NOT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = name::regclass) ORDER BY name"
+)
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -53,6 +60,35 @@ async def migrate(url: str, target: str = "head") -> tuple[str | None, str | Non
 
     def run(connection: Connection) -> None:
         command.upgrade(_config(connection), target)
+
+    return await _alone(url, run)
+
+
+async def distribute(url: str) -> tuple[str | None, str | None]:
+    """Bring the schema up to date and spread the tables over the nodes of a Citus cluster; the versions before and after.
+
+    What is distributed already stays as it is, so that this is run again after a migration that adds tables. Raises as ``migrate`` does,
+    and SchemaError when the database has no Citus, or when a table has rows that would have to be moved.
+    """
+
+    def run(connection: Connection) -> None:
+        if not connection.execute(_HAS_CITUS).scalar():
+            raise SchemaError(
+                "the database has no extension citus, nothing was changed: a superuser runs CREATE EXTENSION citus in it first, where the "
+                "package of Citus is installed; `flowledger migrate --citus --sql` prints what would be run"
+            )
+        command.upgrade(_config(connection), "head")
+        connection.commit()
+        # Row level security hides rows from their owner: the size of the file does not lie.
+        names = [table.name for table in distribution.distributed()]
+        if used := connection.execute(_USED, {"names": names}).scalars().all():
+            raise SchemaError(
+                f"these tables have, or had, rows and lie on one node: {', '.join(used)}. Distribute an empty database, and bring the rows "
+                "there with pg_dump --data-only"
+            )
+        for statement in distribution.statements():
+            connection.execute(text(statement))
+            connection.commit()
 
     return await _alone(url, run)
 

@@ -33,6 +33,7 @@ from server.statemachine.errors import (
     InvalidRequest,
     LimitExceeded,
     PreconditionFailed,
+    StoreUnavailable,
     invalid,
 )
 
@@ -74,6 +75,7 @@ CODES: Mapping[str, grpc.StatusCode] = MappingProxyType(
         "INTERNAL": grpc.StatusCode.INTERNAL,
     }
 )
+_LATE = "no answer within the call's deadline: PostgreSQL is away or too busy; retry, with the same request_id if one was given"
 _RETRY_AFTER = 0.5  # seconds; long enough for a connection to be made again
 # How long a call is held at most that came while the server was about to close.
 HELD_SECONDS = 1.0
@@ -97,7 +99,7 @@ class Boundary:
     """Wraps the methods of a servicer; holds whether the server still takes calls."""
 
     def __init__(self, deadlines: Deadlines, max_response_bytes: int, tell: Tell) -> None:
-        """``deadlines`` ends unary calls that have none of their own; ``tell`` hears of each call that ended."""
+        """``deadlines`` ends unary calls in time; ``tell`` hears of each call that ended."""
         self._deadlines, self._max_response_bytes, self._tell = deadlines, max_response_bytes, tell
         self._closing: asyncio.Event | None = None
 
@@ -147,15 +149,15 @@ class Boundary:
         deadlines, most = self._deadlines, self._max_response_bytes
 
         async def unary(request: Any, context: Context) -> bytes:
-            started, caller, limited = time.perf_counter(), None, None
+            started, caller, limited, remaining = time.perf_counter(), None, None, None
             try:
                 if self._closing is not None:
                     await self._refuse(self._closing)
                 caller = self._admit(context)
                 if type(request) is _Unreadable:
                     raise request.error()
-                if context.time_remaining() is None:
-                    limited = deadlines.enter()
+                remaining = context.time_remaining()
+                limited = deadlines.enter(remaining)
                 response = await call(request, caller)
                 if type(response) is not bytes:  # a repeated request's first answer is stored as bytes and sent as it is
                     response = response.SerializeToString()
@@ -165,6 +167,8 @@ class Boundary:
                 if isinstance(error, asyncio.CancelledError) and not (limited is not None and deadlines.ended(limited)):
                     self._tell(name, "CANCELLED", started, caller, _flow_of(request), "")
                     raise
+                if isinstance(error, asyncio.CancelledError) and remaining is not None:
+                    error = StoreUnavailable(_LATE)
                 # gRPC keeps the frames of an aborted call until the collector comes by: a large request must not stay with them.
                 flow, request = _flow_of(request), None
                 await self._abort(context, name, caller, error, started, flow)

@@ -17,7 +17,7 @@ import pytest
 
 from server.app import Server
 from tests.clients.program import ROOT, Program, run, started
-from tests.conftest import KEYS, Urls
+from tests.conftest import Urls
 from tests.tenancy import Tenancy
 
 CLIENT = ROOT / "clients" / "node"
@@ -96,12 +96,7 @@ async def test_a_node_client_whose_approval_is_denied_says_so_and_fails(
 @asynccontextmanager
 async def serving(urls: Urls, port: str, **settings: str) -> AsyncIterator[tuple[Program, str]]:
     """`flowledger serve` as a process of its own, and its address."""
-    environment = {
-        "FLOWLEDGER_DATABASE_URL": urls.service,
-        "FLOWLEDGER_OWNER_DATABASE_URL": urls.owner,
-        "FLOWLEDGER_KEYS": KEYS,
-        "FLOWLEDGER_PORT": port,
-    }
+    environment = {"FLOWLEDGER_PORT": port, **{f"FLOWLEDGER_{name.upper()}": str(value) for name, value in urls.variables.items()}}
     command = (Path(sys.executable).with_name("flowledger"), "serve")
     async with started(*command, environment={**environment, "FLOWLEDGER_DRAIN_SECONDS": "1", **settings}) as program:
         yield program, json.loads(await program.line(lambda line: '"event":"listening"' in line))["address"]

@@ -19,6 +19,7 @@ from alembic.script import ScriptDirectory
 from server.repository import schema
 from server.repository.database import PoolSettings, connected
 from server.repository.schema import SchemaError
+from server.repository.session import Session
 from server.repository.tables import SERVICE_ROLE, TENANT_TABLES
 from server.statemachine.errors import StoreUnavailable
 from tests.cluster import Cluster
@@ -97,7 +98,7 @@ def tomorrow(monkeypatch: pytest.MonkeyPatch, folder: Path, more: str = "pass") 
 
 
 async def check(url: str, role: str | None = None) -> None:
-    async with connected(url, PoolSettings(1, 2, role=role)) as database:
+    async with connected(url, PoolSettings(1, 2, session=Session(role=role))) as database:
         await schema.check(database)
 
 

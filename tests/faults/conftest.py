@@ -8,6 +8,8 @@ import grpc
 import pytest
 
 from server import app
+from server.repository import schema
+from tests import cluster as clusters
 from tests.cluster import Cluster
 from tests.conftest import Urls, cloned, settings
 
@@ -30,3 +32,19 @@ async def channel(server: app.Server) -> AsyncIterator[grpc.aio.Channel]:
     """A connection to it."""
     async with grpc.aio.insecure_channel(server.address) as channel:
         yield channel
+
+
+@pytest.fixture(scope="module")
+def own(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A PostgreSQL that these tests may break."""
+    with clusters.running(request.config.getoption("--postgres")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+async def own_urls(own: Cluster) -> Urls:
+    """The migrated database in it."""
+    own.run("CREATE DATABASE broken OWNER flowledger_owner")
+    found = Urls("broken", own.url("broken", "flowledger_owner"), own.url("broken", "flowledger"))
+    await schema.migrate(found.owner)
+    return found

@@ -13,7 +13,7 @@ import grpc
 from flowledger.v1 import flow_service_pb2 as pb
 
 from tests.faults.audit import Ledger
-from tests.tenancy import Tenancy
+from tests.tenancy import PATIENCE, Tenancy
 
 # What leaves it open whether the commit happened, or says that it did not for now.
 AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -44,9 +44,9 @@ class Acknowledged:
     hash: bytes
 
 
-async def send(tenancy: Tenancy, commit: Commit) -> Acknowledged:
+async def send(tenancy: Tenancy, commit: Commit, deadline: float = PATIENCE) -> Acknowledged:
     """The server's acknowledgement of one try."""
-    response = await tenancy.send(commit.rpc, commit.request)
+    response = await tenancy.send(commit.rpc, commit.request, deadline)
     event = response.event
     assert (event.flow_id, event.revision) == (response.flow.flow_id, response.flow.revision)
     return Acknowledged(UUID(event.flow_id), event.revision, event.hash)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import grpc
 
-from tests.conftest import KEYS, Urls
+from tests.conftest import Urls
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -54,7 +54,7 @@ def environment(**variables: object) -> dict[str, str]:
 
 def database(urls: Urls) -> dict[str, object]:
     """The variables that make a server serve from that database."""
-    return {"database_url": urls.service, "owner_database_url": urls.owner, "keys": KEYS}
+    return urls.variables
 
 
 def command(name: str, *arguments: object, program: Sequence[str] = ("server",)) -> list[str]:

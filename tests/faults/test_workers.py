@@ -59,8 +59,7 @@ def alive(process: psutil.Process) -> bool:
 async def served(urls: Urls, folder: Path, *options: str, count: int = WORKERS, **variables: str) -> AsyncIterator[Served]:
     environment = {
         **os.environ,
-        "FLOWLEDGER_DATABASE_URL": urls.service,
-        "FLOWLEDGER_OWNER_DATABASE_URL": urls.owner,
+        **{f"FLOWLEDGER_{name.upper()}": str(value) for name, value in urls.variables.items()},
         "FLOWLEDGER_PORT": "0",
         "FLOWLEDGER_POOL_MAX": "4",
         "FLOWLEDGER_DRAIN_SECONDS": "3",

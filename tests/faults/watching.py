@@ -11,7 +11,7 @@ from flowledger.v1 import flow_service_pb2 as pb
 
 from tests.faults.load import PAUSE_SECONDS, Commit, send
 from tests.faults.process import connection
-from tests.tenancy import Tenancy
+from tests.tenancy import Refusal, Tenancy
 
 RESUMABLE = (pb.WATCH_END_REASON_DRAINING, pb.WATCH_END_REASON_MAX_AGE)
 
@@ -30,6 +30,10 @@ class Place:
         async with self._moved:
             self._channel = channel
             self._moved.notify_all()
+
+    def stays(self, channel: grpc.aio.Channel) -> None:
+        """It is behind this connection for good, wherever that leads."""
+        self._channel = channel
 
     async def lost(self) -> None:
         """Nobody serves until the next move."""
@@ -52,7 +56,7 @@ class Watcher:
     """Follows one flow to its end over any number of broken streams; ``seen`` has what arrived, in order."""
 
     def __init__(self, tenancy: Tenancy, place: Place, flow_id: str) -> None:
-        self._tenancy, self._place, self._flow_id = tenancy, place, flow_id
+        self._tenancy, self._place, self.flow_id = tenancy, place, flow_id
         self.seen: list[tuple[int, bytes]] = []
         self.streams = 0
 
@@ -63,7 +67,7 @@ class Watcher:
             position = self.seen[-1][0] if self.seen else 0
             self.streams += 1
             try:
-                async for message in tenancy.watch(self._flow_id, start=pb.WATCH_START_AFTER_REVISION, after_revision=position):
+                async for message in tenancy.watch(self.flow_id, start=pb.WATCH_START_AFTER_REVISION, after_revision=position):
                     if message.HasField("event"):
                         self.seen.append((message.revision, message.event.hash))
                     elif message.HasField("end"):
@@ -72,7 +76,9 @@ class Watcher:
                             return
                         assert message.revision == (self.seen[-1][0] if self.seen else 0)
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                # A balancer whose server died amid a stream says INTERNAL; what says so on purpose has a reason.
+                broken = error.code() is grpc.StatusCode.INTERNAL and not Refusal.of(error).reason
+                if not broken and error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
             await asyncio.sleep(PAUSE_SECONDS)  # as a client would
 

@@ -20,6 +20,7 @@ from server.repository.events import Events, StoredEvent
 from server.repository.flows import Flows, Head, Record
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed, Request
+from server.repository.session import Session
 from server.statemachine.alert import Alert, AlertKind, AlertSeverity
 from server.statemachine.change import Change, ReportProgress, StartChild, TransitionPhase
 from server.statemachine.event import Cause
@@ -27,6 +28,7 @@ from server.statemachine.flow import Occasion, create
 from server.statemachine.replacement import content_of, replacement
 from server.statemachine.states import PhaseState
 from server.statemachine.values import Content, DocumentPlace, FlowKey, Tenant
+from tests import cluster as clusters
 from tests.repository import rows
 
 CONNECTIONS = 8
@@ -119,11 +121,12 @@ class Store:
 @asynccontextmanager
 async def opened(url: str, lanes: int = 1, cache: int = 1024 * 1024) -> AsyncIterator[Store]:
     """A store on its own connections; with one lane, what is asked for at the same time goes out together."""
-    async with connected(url, PoolSettings(CONNECTIONS, CONNECTIONS)) as database:
+    session = Session(pooler=clusters.POOLER)
+    async with connected(clusters.entrance(url), PoolSettings(CONNECTIONS, CONNECTIONS, session=session)) as database:
         sent: list[Sent] = []
         lent = [await database.lend() for _ in range(CONNECTIONS)]
         for connection in lent:
-            connection.add_query_logger(lambda query: sent.append(Sent(query.query, tuple(query.args))))
+            connection.add_query_logger(lambda query: _noted(sent, query))
         for connection in lent:
             await database.take_back(connection)
         flows, heads, rung = Flows(database), Heads(cache), list[FlowKey]()
@@ -171,6 +174,11 @@ def outsiders(tenant: Tenant) -> dict[str, Tenant]:
         "the engagement under another account": Tenant(uuid4(), tenant.engagement_id),
         "the two ids swapped": Tenant(tenant.engagement_id, tenant.client_account_id),
     }
+
+
+def _noted(sent: list[Sent], query: Any) -> None:
+    if not query.query.startswith(("BEGIN", "COMMIT", "ROLLBACK")):  # what is around statements is not one
+        sent.append(Sent(query.query, tuple(query.args)))
 
 
 def _answer(results: object) -> bytes:

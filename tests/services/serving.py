@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.conftest import KEYS, Urls
+from tests.conftest import Urls
 
 DEADLINE = 30.0  # seconds
 
@@ -52,9 +52,7 @@ async def served(urls: Urls, **variables: str) -> AsyncIterator[Served]:
     """A server on that database while the block lasts; ``variables`` are FLOWLEDGER_ settings by their field's name."""
     environment = {
         **os.environ,
-        "FLOWLEDGER_DATABASE_URL": urls.service,
-        "FLOWLEDGER_OWNER_DATABASE_URL": urls.owner,
-        "FLOWLEDGER_KEYS": KEYS,
+        **{f"FLOWLEDGER_{name.upper()}": str(value) for name, value in urls.variables.items()},
         "FLOWLEDGER_PORT": "0",
         "FLOWLEDGER_SWEEP_SECONDS": "0",
         "FLOWLEDGER_DRAIN_SECONDS": "1",

@@ -113,7 +113,7 @@ async def test_a_cached_read_is_not_older_than_it_may_be(urls: Urls) -> None:
 
 
 async def test_a_hint_from_another_server_ends_what_was_cached(urls: Urls) -> None:
-    async with two_servers(urls, cache_seconds=1000) as (one, two):
+    async with two_servers(urls, cache_seconds=1000, wakeups="postgres") as (one, two):
         flow_id = (await one.create(display_name="first")).flow_id
         assert await name_of(two, flow_id, consistency=CACHED) == "first"
         async with asyncio.timeout(PATIENCE):
