@@ -23,6 +23,7 @@ from server.repository import schema
 from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
 from server.repository.events import Events
+from server.repository.feed import Feed
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.store import Store
@@ -101,15 +102,15 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
         wakeups = LocalWakeups()
         memory = settings.cache_mib * 1024 * 1024
         commits = Commits(database, flows, Heads(memory // 2), Texts(memory // 2), wakeups.ring, settings.commit_lanes)
-        watches = Watches(
-            flows,
-            events,
-            wakeups,
-            now,
-            WatchSettings(
-                settings.watch_poll_seconds, settings.watch_heartbeat_seconds, settings.watch_max_age_seconds, random.SystemRandom().random
-            ),
+        watching = WatchSettings(
+            settings.watch_poll_seconds,
+            settings.watch_heartbeat_seconds,
+            settings.watch_max_age_seconds,
+            random.SystemRandom().random,
+            settings.streams_per_tenant,
         )
+        watches = Watches(flows, events, Feed(database), now, watching, token_key)
+        wakeups.tell(watches.heard)
         limits = document.Limits(settings.max_document_bytes)
         store = Store(database, flows, events, History(database), commits)
         service = FlowService(store, watches, Sources(now, new_id), limits, token_key)

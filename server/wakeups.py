@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from server.statemachine.values import FlowKey
@@ -14,6 +14,11 @@ class LocalWakeups:
 
     def __init__(self) -> None:
         self._listeners: dict[FlowKey, set[asyncio.Event]] = {}
+        self._told: list[Callable[[FlowKey], None]] = []
+
+    def tell(self, heard: Callable[[FlowKey], None]) -> None:
+        """Let ``heard`` know of every hint, whatever flow it is of."""
+        self._told.append(heard)
 
     @contextmanager
     def hear(self, key: FlowKey) -> Iterator[asyncio.Event]:
@@ -32,6 +37,8 @@ class LocalWakeups:
         """Tell whoever listens that the flow moved."""
         for moved in self._listeners.get(key, ()):
             moved.set()
+        for told in self._told:
+            told(key)
 
     def ring_all(self) -> None:
         """Tell everybody, whatever they listen for."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select
 
 from server.repository import event_codec
 from server.repository.database import Database
-from server.repository.gathered import Gathered, wanted
+from server.repository.gathered import Gathered, tenants_of, wanted, wanted_values
 from server.repository.statement import Statement, gated, same_flow
 from server.repository.tables import events, flows
 from server.statemachine.errors import FlowNotFound, RevisionCompacted, RevisionInFuture
@@ -38,7 +40,8 @@ class EventPage:
 
 
 _wanted = wanted("after", "size")
-_oldest = select(func.min(events.c.revision)).where(*same_flow(events, flows)).correlate(flows).scalar_subquery()
+_kept = select(func.min(events.c.revision)).where(*same_flow(events, flows)).correlate(flows).scalar_subquery()
+_oldest: Any = func.coalesce(_kept, flows.c.revision + 1)
 _page = (
     select(func.row(events.c.revision, events.c.time, events.c.actor, events.c.body, events.c.hash))
     .where(*same_flow(events, flows), events.c.revision > _wanted.c.after, events.c.revision <= flows.c.revision)
@@ -56,11 +59,17 @@ _PAGES = Statement(
     )
 )
 
+_known = wanted("after")
+_MOVED = Statement(gated(select(_known.c.place).where(*same_flow(flows, _known), flows.c.revision > _known.c.after)))
+# Row level security compares each row with all the tenants that are named, so a statement must not name too many.
+MOVED_AT_ONCE = 256
+
 
 class Events:
     """What can be read of a flow's history."""
 
     def __init__(self, database: Database) -> None:
+        self._database = database
         self._pages = Gathered(database, _PAGES, _decoded, "after", "size")
 
     async def span(self, tenant: Tenant, flow_id: UUID) -> EventPage:
@@ -83,6 +92,16 @@ class Events:
             raise RevisionInFuture(after, found.head)
         if after + 1 < found.oldest:
             raise RevisionCompacted(after, found.oldest, found.head)
+        return found
+
+    async def moved(self, known: Mapping[FlowKey, int]) -> list[FlowKey]:
+        """Which of the flows have come further than the revision that is known of them."""
+        found = []
+        keys = list(known)
+        for first in range(0, len(keys), MOVED_AT_ONCE):
+            some = keys[first : first + MOVED_AT_ONCE]
+            values = wanted_values(some, {"after": [known[key] for key in some]})
+            found += [some[row[0]] for row in await self._database.read(tenants_of(some), _MOVED, values)]
         return found
 
 

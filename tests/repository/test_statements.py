@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from sqlalchemy import BigInteger, bindparam, func, select
 
+from server.repository.feed import Cursor, Feed
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows
 from server.repository.history import History
@@ -92,6 +93,8 @@ async def exercise(store: Store, tenant: Tenant) -> None:
     await store.flows.document(tenant, flow_id, STATE)
     await store.history(tenant, flow_id)
     await store.events.span(tenant, flow_id)
+    await store.events.moved({FlowKey(tenant, flow_id): 1})
+    await Feed(store.database).page(tenant, Cursor(0), 10)
     await answered(store.database, tenant, request())
     for order in ("", "display_name", "update_time desc"):
         page = await store.flows.page(

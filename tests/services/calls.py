@@ -144,6 +144,7 @@ CALLS: Mapping[str, Call] = {
         Call("StartChildFlow", _childless, lambda flow_id: {"flow_id": flow_id, "child_start": {"type": "discovery"}}),
         Call("ListFlowEvents", _plain, lambda flow_id: {"flow_id": flow_id}),
         Call("WatchFlow", _plain, lambda flow_id: {"flow_id": flow_id}),
+        Call("WatchFlows", _plain, lambda _: {}),
     )
 }
 MUTATIONS = sorted(name for name, call in CALLS.items() if call.mutates)

@@ -139,6 +139,32 @@ async def _revision_in_future(stage: Stage) -> Refusal:
     return await stage.tenancy.refusal("ListFlowEvents", flow_id=flow_id, after_revision=2)
 
 
+async def _position_compacted(stage: Stage) -> Refusal:
+    flow_id = await _moved(stage, "IN_PROGRESS")
+    token = (await CALLS["WatchFlows"].send(stage.tenancy, flow_id, start="WATCH_FLOWS_START_BEGINNING")).resume_token
+    await stage.superuser.execute("DELETE FROM events WHERE flow_id = $1 AND revision < 2", UUID(flow_id))
+    return await CALLS["WatchFlows"].refusal(stage.tenancy, flow_id, resume_token=token)
+
+
+async def _position_in_future(stage: Stage) -> Refusal:
+    async with stage.own_server() as (_, tenancy, urls):
+        token = (await CALLS["WatchFlows"].send(tenancy, "")).resume_token
+        stage.postgres.run("UPDATE installation SET position_base = -1000000", urls.name)
+        return await CALLS["WatchFlows"].refusal(tenancy, "", resume_token=token)
+
+
+async def _quota_exceeded(stage: Stage) -> Refusal:
+    async with stage.own_server(streams_per_tenant=1) as (_, tenancy, _urls):
+        flow_id = (await tenancy.create()).flow_id
+        stream = tenancy.watch(flow_id)
+        await anext(aiter(stream))
+        refusal = await CALLS["WatchFlows"].refusal(tenancy, flow_id)
+        other = tenancy.other_engagement()
+        await CALLS["WatchFlow"].send(other, (await other.create()).flow_id)  # each tenant has its own quota
+        stream.cancel()
+        return refusal
+
+
 async def _limit_exceeded(stage: Stage) -> Refusal:
     return await stage.tenancy.refusal("BatchGetFlows", flow_ids=[str(uuid4())] * 101)
 
@@ -217,6 +243,9 @@ PROVOCATIONS: Mapping[str, Provocation] = {
     "REVISION_COMPACTED": _by(_revision_compacted, "asked_revision oldest_revision head_revision"),
     "HISTORY_DAMAGED": _by(_history_damaged, "revision"),
     "REVISION_IN_FUTURE": _by(_revision_in_future, "asked_revision head_revision"),
+    "POSITION_COMPACTED": _by(_position_compacted),
+    "POSITION_IN_FUTURE": _by(_position_in_future),
+    "QUOTA_EXCEEDED": _by(_quota_exceeded, "quota limit actual"),
     "LIMIT_EXCEEDED": _by(_limit_exceeded, "field limit actual"),
     "NO_CALLER": _by(_no_caller),
     "STORE_UNAVAILABLE": _by(_store_unavailable, "", "RetryInfo"),

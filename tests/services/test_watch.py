@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -14,8 +14,7 @@ from flowledger.v1 import flow_pb2
 from flowledger.v1 import flow_service_pb2 as pb
 
 from server import app
-from server.statemachine.values import FlowKey
-from server.wakeups import LocalWakeups
+from server.services.flow_watch import FlowTail
 from tests.conftest import Urls, settings
 from tests.tenancy import Refusal, Tenancy
 
@@ -34,20 +33,33 @@ PHASES = (
 
 
 class Stream:
-    """A watch, read message by message with a deadline."""
+    """A watch, read message by message with a deadline; the first message, ``opened``, is taken aside."""
 
     def __init__(self, tenancy: Tenancy, flow_id: str, **fields: Any) -> None:
         self.call = tenancy.watch(flow_id, **fields)
         self._messages = aiter(self.call)
+        self.first: pb.WatchFlowResponse | None = None
+
+    async def open(self) -> pb.WatchFlowResponse:
+        """The first message."""
+        if self.first is None:
+            async with asyncio.timeout(SECONDS):
+                self.first = await anext(self._messages)
+            assert self.first is not None
+            assert self.first.HasField("opened")
+        return self.first
 
     async def next(self) -> pb.WatchFlowResponse:
         """The next message."""
+        await self.open()
         async with asyncio.timeout(SECONDS):
             found: pb.WatchFlowResponse = await anext(self._messages)
+            assert not found.HasField("opened")
             return found
 
     async def rest(self) -> list[pb.WatchFlowResponse]:
         """Everything until the service ends the stream."""
+        await self.open()
         async with asyncio.timeout(SECONDS):
             return [message async for message in self._messages]
 
@@ -66,25 +78,27 @@ class Stream:
 
 
 @pytest.fixture
-def listening(monkeypatch: pytest.MonkeyPatch) -> dict[str, asyncio.Event]:
-    """Whether somebody listens for hints: ``some`` and ``none`` are raised as it changes."""
+def following(monkeypatch: pytest.MonkeyPatch) -> dict[str, asyncio.Event]:
+    """Whether some flow is followed: ``some`` and ``none`` are raised as it changes."""
     heard = {"some": asyncio.Event(), "none": asyncio.Event()}
-    hear, number = LocalWakeups.hear, 0
+    begin, close = FlowTail.__init__, FlowTail.close
+    number = 0
 
-    @contextmanager
-    def counted(self: LocalWakeups, key: FlowKey) -> Iterator[asyncio.Event]:
+    def begun(self: FlowTail, *arguments: Any) -> None:
         nonlocal number
         number += 1
         heard["some"].set()
-        try:
-            with hear(self, key) as moved:
-                yield moved
-        finally:
-            number -= 1
-            if number == 0:
-                heard["none"].set()
+        begin(self, *arguments)
 
-    monkeypatch.setattr(LocalWakeups, "hear", counted)
+    def closed(self: FlowTail) -> None:
+        nonlocal number
+        number -= 1
+        if number == 0:
+            heard["none"].set()
+        close(self)
+
+    monkeypatch.setattr(FlowTail, "__init__", begun)
+    monkeypatch.setattr(FlowTail, "close", closed)
     return heard
 
 
@@ -364,24 +378,24 @@ async def test_a_draining_server_ends_its_watches_with_everything_told(urls: Url
 # ---- hints --------------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_client_that_leaves_frees_its_subscription(urls: Urls, listening: dict[str, asyncio.Event]) -> None:
+async def test_a_client_that_leaves_frees_its_subscription(urls: Urls, following: dict[str, asyncio.Event]) -> None:
     async with _own_server(urls, watch_poll_seconds=60) as (tenancy, _):
         flow_id = (await tenancy.create()).flow_id
         streams = [Stream(tenancy, flow_id) for _ in range(5)]
         for stream in streams:
             await stream.next()
-        assert listening["some"].is_set()
+        assert following["some"].is_set()
         for stream in streams[1:]:
             stream.call.cancel()
         await _rename(tenancy, flow_id, "two")
         assert _kinds([await streams[0].next()]) == [("event", 2)]
-        assert not listening["none"].is_set()
+        assert not following["none"].is_set()
         streams[0].call.cancel()
         async with asyncio.timeout(5):
-            await listening["none"].wait()
+            await following["none"].wait()
 
 
-async def test_a_client_that_leaves_without_reading_frees_its_subscription(urls: Urls, listening: dict[str, asyncio.Event]) -> None:
+async def test_a_client_that_leaves_without_reading_frees_its_subscription(urls: Urls, following: dict[str, asyncio.Event]) -> None:
     async with _own_server(urls, watch_poll_seconds=60) as (tenancy, server):
         flow_id = (await tenancy.create()).flow_id
         await tenancy.move(flow_id, "data_import", "IN_PROGRESS")
@@ -389,10 +403,10 @@ async def test_a_client_that_leaves_without_reading_frees_its_subscription(urls:
         await asyncio.gather(*(tenancy.call("ReportProgress", flow_id=flow_id, progress=progress) for _ in range(200)))
         async with grpc.aio.insecure_channel(server.address) as channel:
             await Stream(tenancy.on(channel), flow_id, start=pb.WATCH_START_AFTER_REVISION).next()
-            assert listening["some"].is_set()
-            assert not listening["none"].is_set()
+            assert following["some"].is_set()
+            assert not following["none"].is_set()
         async with asyncio.timeout(5):
-            await listening["none"].wait()
+            await following["none"].wait()
 
 
 async def test_a_hint_brings_an_event_long_before_the_poll(urls: Urls) -> None:
