@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from flowledger.v1 import flow_service_pb2 as pb
 
@@ -19,8 +18,6 @@ from server.services.tail import PAGE, PAGE_BYTES, TOLD_BYTES, Room, Tail, Told,
 from server.statemachine.derivation import flow_progress
 from server.statemachine.errors import HistoryDamaged, RevisionCompacted, RevisionInFuture
 from server.statemachine.values import Flow, FlowKey, Tenant
-
-_Made = TypeVar("_Made")
 
 
 class FlowTold(Told):
@@ -78,6 +75,19 @@ class Picture:
         return found
 
 
+def _unbroken(page: EventPage, after: int) -> Sequence[StoredEvent]:
+    """The page's events up to a gap. Raises HistoryDamaged when it begins with one."""
+    for at, stored in enumerate(page.events):
+        if stored.event.revision != after + at + 1:
+            found = page.events[:at]
+            break
+    else:
+        found = page.events
+    if not found and page.head > after:
+        raise HistoryDamaged(after + 1)
+    return found
+
+
 class FlowTail(Tail):
     """What is new of one flow; numbers are revisions."""
 
@@ -129,16 +139,11 @@ class FlowTail(Tail):
         except RevisionCompacted as error:  # those who have not been told will find that out by themselves
             self.head = error.oldest - 1
             return True
-        head = self.head
-        for stored in page.events:
-            head += 1
-            if stored.event.revision != head:
-                raise HistoryDamaged(head)
+        found = _unbroken(page, self.head)
+        for stored in found:
             self.tell(stored)
-        if not page.events and page.head > head:
-            raise HistoryDamaged(head + 1)
-        self.head, self.page = head, page
-        return head < page.head
+        self.head, self.page = self.head + len(found), page
+        return self.head < page.head
 
 
 class FlowWatch(Stream):
@@ -172,7 +177,8 @@ class FlowWatch(Stream):
             await self._say(self._beat())
         if self._latest_only and self._position:
             self._progress = await self._progress_at(self._position)
-        self._load(page)
+        if page.events:
+            self._load(page)
 
     def _next(self) -> FlowTold | None:
         if self._latest_only or self._snapshot_first:
@@ -194,8 +200,6 @@ class FlowWatch(Stream):
             page = await tail.events.page(tail.key.tenant, tail.key.flow_id, self._position, PAGE)
         except RevisionCompacted as error:
             return pb.WatchEnd(reason=pb.WATCH_END_REASON_COMPACTED, message=str(error), oldest_revision=error.oldest)
-        if not page.events:
-            raise HistoryDamaged(self._position + 1)
         self._load(page)
         return None
 
@@ -226,11 +230,8 @@ class FlowWatch(Stream):
 
     def _load(self, page: EventPage) -> None:
         """Hold on to some events of a page that was read for this stream alone."""
-        room, at = PAGE_BYTES, self._position
-        for stored in page.events:
-            at += 1
-            if stored.event.revision != at:
-                raise HistoryDamaged(at)
+        room = PAGE_BYTES
+        for stored in _unbroken(page, self._position):
             told = self._flow_tail.tell(stored)
             self._page.append(told)
             room -= len(told.body)
