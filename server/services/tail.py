@@ -69,7 +69,7 @@ class Told:
 class Room:
     """Memory for what tails keep: when it is full, what was kept first goes first, whosever it is."""
 
-    def __init__(self, max_bytes: int = ROOM_BYTES) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self._left = max_bytes
         self._kept: deque[tuple[int, Tail, int]] = deque()
 

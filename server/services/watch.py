@@ -22,7 +22,7 @@ from server.services.fields import Fields
 from server.services.flow_watch import FlowTail, FlowWanted, FlowWatch
 from server.services.resume_token import FIELD, PHASES_BYTES, FeedPosition, FlowPosition, ResumeTokens, query_of
 from server.services.streams import Streams, WatchSettings
-from server.services.tail import Room, Tail, Wanted
+from server.services.tail import ROOM_BYTES, Room, Tail, Wanted
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.event_filter import EventFilter, EventKind
 from server.statemachine.values import FlowKey, Tenant
@@ -50,7 +50,7 @@ class Watches:
         self._flows, self._events, self._feed = flows, events, feed
         self._tokens = ResumeTokens(token_key)
         self._streams = Streams(settings, now)
-        self._room = Room()
+        self._room = Room(ROOM_BYTES)
         self._tails: dict[FlowKey, FlowTail] = {}
         self._feeds: dict[Tenant, FeedTail] = {}
         self._followers: set[FeedWatch] = set()
