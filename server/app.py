@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import time
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum, unique
 from uuid import UUID
 
 import grpc
@@ -17,8 +19,10 @@ import structlog
 from flowledger.v1 import flow_service_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from server.cache import Heads, Texts
+from server.breaker import Breaker
+from server.cache import Heads, Texts, Views
 from server.embedded import embedded
+from server.redis_link import linked
 from server.repository import schema
 from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
@@ -26,23 +30,26 @@ from server.repository.events import Events
 from server.repository.feed import Feed
 from server.repository.flows import Flows
 from server.repository.history import History
+from server.repository.notifications import Notifications
 from server.repository.store import Store
 from server.services.boundary import Boundary, Tell
 from server.services.deadlines import Deadlines
+from server.services.flow_history import FlowHistory
 from server.services.flow_service import FlowService, Sources
+from server.services.reads import Reads
 from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
 from server.statemachine import document
 from server.statemachine.errors import StoreUnavailable
-from server.wakeups import LocalWakeups
+from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
 _log = structlog.get_logger()
 
 FLOW_SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
 HEALTH_SECONDS = 2.0
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
-# for this long they are still taken, and told to go elsewhere.
+# for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
 
 
@@ -59,13 +66,22 @@ def new_id(clock: Callable[[], int] = time.time_ns, entropy: Callable[[int], byt
     return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)  # variant of RFC 9562
 
 
-def channel_options(settings: Settings) -> list[tuple[str, int]]:
+@unique
+class Port(Enum):
+    """Whether a server has its port for itself."""
+
+    OWN = "own"
+    # Other processes of the same service listen there too.
+    SHARED = "shared"
+
+
+def channel_options(settings: Settings, port: Port = Port.OWN) -> list[tuple[str, int]]:
     """How gRPC behaves on the server's side of a connection."""
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
-        # Two servers on one port would share its connections without a word.
-        ("grpc.so_reuseport", 0),
+        # Two servers on one port share its connections without a word: only workers may.
+        ("grpc.so_reuseport", 1 if port is Port.SHARED else 0),
         # A peer that vanished from an idle stream is noticed after about ten seconds.
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),
@@ -90,7 +106,7 @@ class Server:
 
 
 @asynccontextmanager
-async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Server]:
+async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port.OWN) -> AsyncIterator[Server]:
     """A server that takes calls while the block lasts; at its end calls under way are given ``drain_seconds``. ``tell`` hears of each call.
 
     Raises EmbeddedError, SchemaError, StoreUnavailable, OSError: each says what to do.
@@ -101,7 +117,10 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
         flows, events = Flows(database), Events(database)
         wakeups = LocalWakeups()
         memory = settings.cache_mib * 1024 * 1024
-        commits = Commits(database, flows, Heads(memory // 2), Texts(memory // 2), wakeups.ring, settings.commit_lanes)
+        views = Views(memory // 2)
+        wakeups.tell(views.heard)
+        await _relay(stack, settings, database, wakeups, token_key)
+        commits = Commits(database, flows, Heads(memory // 4), Texts(memory // 4), wakeups.ring, settings.commit_lanes)
         watching = WatchSettings(
             settings.watch_poll_seconds,
             settings.watch_heartbeat_seconds,
@@ -113,12 +132,15 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
         wakeups.tell(watches.heard)
         limits = document.Limits(settings.max_document_bytes)
         store = Store(database, flows, events, History(database), commits)
-        service = FlowService(store, watches, Sources(now, new_id), limits, token_key)
+        reads = Reads(flows, views, None, time.time, settings.cache_seconds, limits)
+        sources = Sources(now, new_id)
+        service = FlowService(store, reads, watches, sources, limits, token_key)
+        flow_history = FlowHistory(store, sources, limits, token_key)
         boundary = Boundary(Deadlines(settings.default_deadline_seconds), settings.max_message_bytes, tell)
         checks = health.aio.HealthServicer()
 
-        server = grpc.aio.server(options=channel_options(settings))
-        server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service),))
+        server = grpc.aio.server(options=channel_options(settings, shared))
+        server.add_generic_rpc_handlers((boundary.handlers(FLOW_SERVICE, service, flow_history),))
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         add_reflection(server, [FLOW_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
         port = _bound(server, settings)
@@ -139,11 +161,37 @@ async def running(settings: Settings, tell: Tell = _unheard) -> AsyncIterator[Se
             watch_health.cancel()
             await checks.enter_graceful_shutdown()
             await asyncio.sleep(min(REFUSING_SECONDS, settings.drain_seconds))
-            await server.stop(max(0.0, ending - loop.time()))
+            closing = asyncio.create_task(server.stop(max(0.0, ending - loop.time())))
+            await asyncio.sleep(0.0)  # gRPC has begun to close once the task has run
+            boundary.close()
+            await closing
             await commits.close(max(0.0, ending - loop.time()))
 
         stack.push_async_callback(stop)
         yield Server(f"{settings.host}:{port}", port, drain)
+
+
+async def _relay(stack: AsyncExitStack, settings: Settings, database: Database, wakeups: LocalWakeups, token_key: bytes) -> None:
+    """Connects this process's hints with those of others."""
+    way = settings.wakeups
+    if way == "auto":
+        way = "postgres" if settings.redis_url is None else "redis"
+    channel: Channel
+    if way == "redis" and settings.redis_url is not None:
+        link = await stack.enter_async_context(linked(settings.redis_url.get_secret_value()))
+        # Installations that share one Redis do not hear each other.
+        topic = f"flowledger:{hashlib.sha256(b'topic' + token_key).hexdigest()[:16]}"
+        channel = RedisChannel(link, topic, Breaker(time.monotonic, _redis_told))
+    elif way == "postgres":
+        url = settings.listen_url
+        channel = Notifications(database, database.url if url is None else url.get_secret_value())
+    else:
+        return
+    await stack.enter_async_context(relayed(wakeups, channel, os.urandom(8)))
+
+
+def _redis_told(is_open: bool) -> None:
+    _log.warning("redis_state", reachable=not is_open)
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -15,11 +16,12 @@ import typer
 import uvloop
 
 from server import embedded as private
-from server.app import running
+from server.app import Port, running
 from server.log import CallLog, logging
 from server.repository import schema
 from server.settings import Settings, SettingsError, rows
 from server.statemachine.errors import FlowError
+from server.workers import WorkersError, working
 
 app = typer.Typer(
     help="Keeps the state of long, many-phase flows. Configured by FLOWLEDGER_ variables; README has the table.",
@@ -40,11 +42,18 @@ def serve(
     ready_file: Annotated[
         Path | None, typer.Option(help="Write host:port to this file once calls are taken; for scripts that wait.", metavar="PATH")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Serve from so many processes on one port; SIGHUP replaces them one by one.")
+    ] = None,
+    worker: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Without FLOWLEDGER_DATABASE_URL a private PostgreSQL is started in the data directory."""
     settings = _settings()
     with logging(settings.log_level, settings.log_format) as calls:
-        _run(_serve(settings, calls, ready_file))
+        if workers is not None:
+            _run(_serve_from_workers(settings, workers, ready_file))
+        else:
+            _run(_serve(settings, calls, ready_file, Port.SHARED if worker else Port.OWN))
 
 
 @app.command()
@@ -78,12 +87,11 @@ async def _migrate(settings: Settings) -> tuple[str | None, str | None]:
         return await schema.migrate(addresses.owner_url)
 
 
-async def _serve(settings: Settings, calls: CallLog, ready_file: Path | None) -> None:
-    asked_to_stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked_to_stop.set)
-    async with running(settings, calls) as server:
+async def _serve(settings: Settings, calls: CallLog, ready_file: Path | None, port: Port) -> None:
+    asked_to_stop = _asked_to_stop()
+    if port is Port.SHARED:
+        _end_with_parent(asked_to_stop)
+    async with running(settings, calls, port) as server:
         _calm_garbage_collection()
         if ready_file is not None:
             _announce(ready_file, server.address)
@@ -91,6 +99,53 @@ async def _serve(settings: Settings, calls: CallLog, ready_file: Path | None) ->
         await asked_to_stop.wait()
         _log.info("stopping", drain_seconds=settings.drain_seconds)
     _log.info("stopped")
+
+
+async def _serve_from_workers(settings: Settings, count: int, ready_file: Path | None) -> None:
+    asked_to_stop = _asked_to_stop()
+    rolled: set[asyncio.Task[None]] = set()
+    async with working(count, settings.host, settings.port, settings.drain_seconds) as (workers, port):
+
+        def roll() -> None:
+            task = asyncio.create_task(workers.roll())
+            rolled.add(task)
+            task.add_done_callback(rolled.discard)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, roll)
+        address = f"{settings.host}:{port}"
+        if ready_file is not None:
+            _announce(ready_file, address)
+        _log.info("listening", address=address, workers=count)
+        keeping = asyncio.create_task(workers.keep())
+        stopping = asyncio.create_task(asked_to_stop.wait())
+        await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (keeping, stopping, *rolled):
+            if not task.done():
+                task.cancel()
+        _log.info("stopping", drain_seconds=settings.drain_seconds)
+    if keeping.done() and not keeping.cancelled():
+        keeping.result()  # why they could not be kept
+    _log.info("stopped")
+
+
+def _asked_to_stop() -> asyncio.Event:
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    return asked
+
+
+def _end_with_parent(asked_to_stop: asyncio.Event) -> None:
+    """Stop when standard input ends: whoever started this worker is gone."""
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        if not os.read(0, 1024):
+            loop.remove_reader(0)
+            asked_to_stop.set()
+
+    loop.add_reader(0, ended)
 
 
 def _calm_garbage_collection() -> None:
@@ -119,6 +174,6 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     """What ``work`` returns; an error that its reader can act on ends the command with one sentence instead of a traceback."""
     try:
         return uvloop.run(work)
-    except (FlowError, schema.SchemaError, private.EmbeddedError, OSError) as error:
+    except (FlowError, schema.SchemaError, private.EmbeddedError, WorkersError, OSError) as error:
         typer.echo(f"flowledger: {error}", err=True)
         sys.exit(1)

@@ -78,6 +78,17 @@ def _data_dir(value: Path) -> Path:
     return value.expanduser().absolute()
 
 
+def _redis_url(value: SecretStr) -> SecretStr:
+    try:
+        url = urlsplit(value.get_secret_value())
+        _ = url.port
+    except ValueError:
+        raise ValueError("is not a URL; write characters such as @ : / # [ ] in a password as %40 %3A %2F %23 %5B %5D") from None
+    if url.scheme not in {"redis", "rediss", "unix"}:
+        raise ValueError("must have the form redis://user:password@host:port/0, rediss:// for TLS, or unix://path")
+    return value
+
+
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 
 
@@ -158,6 +169,18 @@ class Settings(BaseSettings):
     cache_mib: Annotated[int, Field(ge=0, le=65536)] = 64
     """Memory for cached flows at most, in MiB; 0 caches nothing."""
 
+    cache_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 5.0
+    """Seconds that a read with consistency CACHED may be behind."""
+
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = None
+    """Redis for hints between processes and for views that they share; unset does without, and so does a server whose Redis is away."""
+
+    wakeups: Literal["auto", "redis", "postgres", "local"] = "auto"
+    """How processes hint to each other that a flow moved; `auto`: `redis` if it is set, else `postgres` (NOTIFY); `local`: not at all."""
+
+    listen_url: DatabaseUrl | None = None
+    """PostgreSQL itself, for LISTEN, when FLOWLEDGER_DATABASE_URL leads through a pooler in transaction mode; unset takes that one."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
 
@@ -174,6 +197,13 @@ class Settings(BaseSettings):
                 "tenant it claims to be. Listen on 127.0.0.1, or set it when a proxy in front sets the identity"
             )
         return allowed
+
+    @field_validator("wakeups")
+    @classmethod
+    def _wakeups_need_redis(cls, wakeups: str, info: ValidationInfo) -> str:
+        if wakeups == "redis" and info.data.get("redis_url", "faulty") is None:
+            raise ValueError(f"cannot be redis without {PREFIX}REDIS_URL")
+        return wakeups
 
     @field_validator("owner_database_url")
     @classmethod

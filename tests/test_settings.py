@@ -40,7 +40,9 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
         "DATABASE_URL": "postgresql://u:p@h:1/d", "OWNER_DATABASE_URL": "postgresql://o:p@h:1/d", "DATABASE_ROLE": "service",
         "DATA_DIR": "/data", "POOL_MIN": "3", "POOL_MAX": "30", "STATEMENT_TIMEOUT_SECONDS": "1.5", "DEFAULT_DEADLINE_SECONDS": "7",
         "MAX_DOCUMENT_BYTES": "2048", "MAX_MESSAGE_BYTES": "4096", "DRAIN_SECONDS": "0", "WATCH_MAX_AGE_SECONDS": "60",
-        "WATCH_POLL_SECONDS": "0.25", "WATCH_HEARTBEAT_SECONDS": "3", "COMMIT_LANES": "1", "CACHE_MIB": "0", "LOG_LEVEL": "debug",
+        "WATCH_POLL_SECONDS": "0.25", "WATCH_HEARTBEAT_SECONDS": "3", "COMMIT_LANES": "1", "CACHE_MIB": "0",
+        "CACHE_SECONDS": "1", "REDIS_URL": "redis://:p@h:1/0", "WAKEUPS": "redis",
+        "LISTEN_URL": "postgresql://u:p@h:2/d", "LOG_LEVEL": "debug",
         "LOG_FORMAT": "json",
     }  # fmt: skip
     assert {f"FLOWLEDGER_{name}" for name in given} == {row.variable for row in rows()}
@@ -204,3 +206,15 @@ def test_the_table_explains_every_setting_and_is_the_same_for_everybody(monkeypa
     assert defaults["FLOWLEDGER_DATABASE_URL"] == "unset"
     assert defaults["FLOWLEDGER_WATCH_POLL_SECONDS"] == "0.5"
     assert next(row for row in table if row.variable == "FLOWLEDGER_POOL_MAX").meaning.endswith("From 1 to 200.")
+
+
+@pytest.mark.parametrize("url", ["http://h:1/0", "redis//h", "localhost:6379", "redis://h:port/0"])
+def test_a_redis_url_that_is_none_is_refused_without_being_repeated(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    (fault,) = faults(monkeypatch, REDIS_URL=url)
+    assert fault.startswith("FLOWLEDGER_REDIS_URL ")
+    assert url not in fault
+
+
+def test_hints_over_redis_need_a_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    (fault,) = faults(monkeypatch, WAKEUPS="redis")
+    assert fault == "FLOWLEDGER_WAKEUPS cannot be redis without FLOWLEDGER_REDIS_URL."

@@ -55,7 +55,9 @@ WAITING_COMMITS = 20_000
 class Commits:
     """Collects commits and stores them."""
 
-    def __init__(self, database: Database, flows: Flows, heads: Heads, texts: Texts, ring: Callable[[FlowKey], None], lanes: int) -> None:
+    def __init__(
+        self, database: Database, flows: Flows, heads: Heads, texts: Texts, ring: Callable[[FlowKey, int], None], lanes: int
+    ) -> None:
         """``ring`` is told of every flow that moved; ``lanes`` transactions at most are out at a time."""
         self._database, self._flows, self._heads, self._texts, self._ring = database, flows, heads, texts, ring
         self._waiting: deque[Waiting] = deque()
@@ -156,8 +158,8 @@ class Commits:
                 for one in asked:
                     self._heads.drop(one.key)
                     self._texts.drop(one.key)
-            for one in asked:
-                self._ring(one.key)
+            for one, done in zip(asked, results, strict=True):
+                self._ring(one.key, done.flow.revision)
             return results
         raise StoreUnavailable(f"others changed these flows in each of {ATTEMPTS} attempts: retry in a moment")
 
@@ -392,7 +394,7 @@ class Commits:
                 self._texts.put(key, place, step.outcome.event.revision, text)
         for waiting, step in zip(plan.carried, plan.steps, strict=True):
             waiting.succeed(step.committed)
-        self._ring(key)
+        self._ring(key, last.outcome.flow.revision)
 
     async def _answer(self, plan: Plan) -> None:
         for waiting in plan.carried:

@@ -142,9 +142,9 @@ def _lost(connection: PoolConnection) -> bool:
 class Database:
     """A pool of connections; every statement names the tenants it touches."""
 
-    def __init__(self, pool: asyncpg.Pool[Any], patience: float) -> None:
-        """``patience`` is how long to wait for a free connection, in seconds."""
-        self._pool, self._patience = pool, patience
+    def __init__(self, pool: asyncpg.Pool[Any], patience: float, url: str) -> None:
+        """``patience`` is how long to wait for a free connection, in seconds; ``url`` is where the pool's connections lead."""
+        self._pool, self._patience, self.url = pool, patience, url
         self._lines: list[Line] = []
 
     def line(self) -> Line:
@@ -222,6 +222,12 @@ class Database:
                 query = "SELECT cluster_id = (SELECT system_identifier FROM pg_control_system()) FROM installation"
                 return bool(await connection.fetchval(query))
 
+    async def notify(self, channel: str, payload: str) -> None:
+        """Send a notification, in a transaction of its own: one within a commit would put all commits in line (PERFORMANCE.md)."""
+        with translated():
+            async with self._connection() as connection:
+                await connection.execute("SELECT pg_notify($1, $2)", channel, payload)
+
     async def bypasses_row_security(self) -> bool:
         """Whether the role that statements run as is beyond row level security."""
         with translated():
@@ -277,7 +283,7 @@ async def connected(url: str, settings: PoolSettings) -> AsyncIterator[Database]
             max_cached_statement_lifetime=0,  # the statements are the same for ever
             max_cacheable_statement_size=0,  # of any size
         )
-    database = Database(pool, settings.patience)
+    database = Database(pool, settings.patience, url)
     try:
         yield database
     finally:

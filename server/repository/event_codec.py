@@ -12,6 +12,7 @@ import orjson
 
 from server.repository.codec import JsonObject, entry_from_json, entry_to_json, phase_from_json, phase_to_text
 from server.statemachine import event as told
+from server.statemachine.event_filter import EventFilter, types_of
 from server.statemachine.states import FlowHold, FlowStatus
 from server.statemachine.values import DocumentPlace, FlowKey, Phase
 
@@ -174,6 +175,16 @@ def event_to_text(event: told.Event) -> str:
     if event.labels:
         body["labels"] = dict(event.labels)
     return orjson.dumps(body, option=_UTC_Z).decode()
+
+
+def marks_of(wanted: EventFilter) -> tuple[list[str], list[str]]:
+    """Two lists of texts: the body of each event that passes has one of the first, if there are any, and one of the second, likewise.
+
+    Others' bodies may have them too: as the name and value of a label, for example.
+    """
+    kinds = [f'"fact":"{_WRITERS[fact][0]}"' for fact in types_of(wanted.kinds)]
+    names = [orjson.dumps(phase).decode() for phase in wanted.phases]
+    return kinds, [f'"{key}":{name}' for name in names for key in ("name", "phase")]
 
 
 def event_from_row(revision: int, time: datetime, actor: str, body: str) -> told.Event:

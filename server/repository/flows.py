@@ -110,6 +110,7 @@ def _versions() -> ColumnElement[Any]:
 _HEAD_COLUMNS = [*SUMMARY_COLUMNS, flows.c.hold, flows.c.totals, flows.c.head_hash, _children()]
 
 _wanted = wanted()
+_REVISIONS = Statement(gated(select(_wanted.c.place, flows.c.revision).where(*same_flow(flows, _wanted))))
 _SUMMARIES = Statement(gated(select(_wanted.c.place, *SUMMARY_COLUMNS).where(*same_flow(flows, _wanted))))
 _HEADS = Statement(gated(select(_wanted.c.place, *_HEAD_COLUMNS).where(*same_flow(flows, _wanted))))
 _LOCKED = Statement(gated(select(flows.c.revision).where(*same_flow(flows, _wanted)).with_for_update(of=flows)))
@@ -208,9 +209,14 @@ class Flows:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._revisions: Gathered[int] = Gathered(database, _REVISIONS, lambda row: row[1])
         self._summaries = Gathered(database, _SUMMARIES, lambda row: summary_from_row(row[1:]))
         self._heads = Gathered(database, _HEADS, lambda row: _head(row[1:]))
         self._records = Gathered(database, _RECORDS, _halfway)
+
+    async def revision(self, key: FlowKey) -> int | None:
+        """The flow's revision; None when there is no such flow."""
+        return await self._revisions.get(key)
 
     async def summary(self, tenant: Tenant, flow_id: UUID) -> FlowSummary:
         """The flow's hot row. Raises FlowNotFound."""

@@ -94,7 +94,12 @@ class History:
     async def record(self, key: FlowKey, revision: int) -> Record:
         """Everything about the flow at that revision. Raises as ``base`` and ``documents`` do."""
         base = await self.base(key, revision)
-        return Record(Head(base.flow, base.hash), await self.documents(key, base.kept.versions), base.kept.activity)
+        try:
+            documents = await self.documents(key, base.kept.versions)
+        except RevisionCompacted:
+            await self.base(key, revision)  # compacted between the two reads: that says so as it should be said
+            raise
+        return Record(Head(base.flow, base.hash), documents, base.kept.activity)
 
     async def base(self, key: FlowKey, revision: int) -> Base:
         """The flow at that revision, with what belongs to it but for its documents' texts.

@@ -10,6 +10,7 @@ import inspect
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn, cast
@@ -65,12 +66,15 @@ CODES: Mapping[str, grpc.StatusCode] = MappingProxyType(
         "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
         "NO_CALLER": grpc.StatusCode.UNAUTHENTICATED,
         "STORE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+        "STREAM_STALLED": grpc.StatusCode.UNAVAILABLE,
         "DRAINING": grpc.StatusCode.UNAVAILABLE,
         "DEADLINE_EXCEEDED": grpc.StatusCode.DEADLINE_EXCEEDED,
         "INTERNAL": grpc.StatusCode.INTERNAL,
     }
 )
 _RETRY_AFTER = 0.5  # seconds; long enough for a connection to be made again
+# How long a call is held at most that came while the server was about to close.
+HELD_SECONDS = 1.0
 # gRPC loses the status when the trailers exceed the metadata limit: stay below 2 KB together. The text stands in them twice, once
 # percent-encoded, which makes three bytes of each byte outside printable ASCII.
 _TEXT_BYTES = 420
@@ -94,11 +98,22 @@ class Boundary:
     def __init__(self, deadlines: Deadlines, max_response_bytes: int, tell: Tell) -> None:
         """``deadlines`` ends unary calls that have none of their own; ``tell`` hears of each call that ended."""
         self._deadlines, self._max_response_bytes, self._tell = deadlines, max_response_bytes, tell
-        self._draining = False
+        self._closing: asyncio.Event | None = None
 
     def drain(self) -> None:
-        """Refuse new calls from now on; those under way go on."""
-        self._draining = True
+        """Refuse new calls from now on; those under way go on.
+
+        They are held until ``close`` before they are told: a client that has its answer sends its next call, and one that is on its way
+        when gRPC closes is ended by it with CANCELLED.
+        """
+        if self._closing is None:
+            self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """Tell those that are held; gRPC has begun to close, so their clients look for another connection."""
+        self.drain()
+        assert self._closing is not None
+        self._closing.set()
 
     def handlers(self, service: ServiceDescriptor, *servicers: object) -> grpc.GenericRpcHandler:
         """The handlers of every RPC of ``service``, each from the one servicer that has it.
@@ -134,6 +149,8 @@ class Boundary:
         async def unary(request: Any, context: Context) -> bytes:
             started, caller, limited = time.perf_counter(), None, None
             try:
+                if self._closing is not None:
+                    await self._refuse(self._closing)
                 caller = self._admit(context)
                 if type(request) is _Unreadable:
                     raise request.error()
@@ -164,6 +181,8 @@ class Boundary:
             started = time.perf_counter()
             caller = None
             try:
+                if self._closing is not None:
+                    await self._refuse(self._closing)
                 caller = self._admit(context)
                 response = await call(requests, caller)
             except asyncio.CancelledError:
@@ -181,6 +200,8 @@ class Boundary:
             started = time.perf_counter()
             caller = None
             try:
+                if self._closing is not None:
+                    await self._refuse(self._closing)
                 caller = self._admit(context)
                 if type(request) is _Unreadable:
                     raise request.error()
@@ -207,6 +228,8 @@ class Boundary:
             started = time.perf_counter()
             caller = None
             try:
+                if self._closing is not None:
+                    await self._refuse(self._closing)
                 caller = self._admit(context)
                 if type(request) is _Unreadable:
                     raise request.error()
@@ -221,9 +244,13 @@ class Boundary:
         return sending
 
     def _admit(self, context: Context) -> Caller:
-        if self._draining:
-            raise Draining("the server is stopping: send this to another, or again in a moment")
         return caller_of(context.invocation_metadata() or ())
+
+    async def _refuse(self, closing: asyncio.Event) -> NoReturn:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HELD_SECONDS):
+                await closing.wait()
+        raise Draining("the server is stopping: send this to another, or again in a moment")
 
     async def _abort(self, context: Context, name: str, caller: Caller | None, error: BaseException, started: float, flow: str) -> NoReturn:
         """Ends the call with the one status that fits ``error``. Only our own errors' text is sent."""

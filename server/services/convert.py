@@ -237,7 +237,8 @@ def seconds(number: float) -> duration_pb2.Duration:
     return _duration(timedelta(seconds=number))
 
 
-def _maybe(time: datetime | None) -> timestamp_pb2.Timestamp | None:
+def maybe_timestamp(time: datetime | None) -> timestamp_pb2.Timestamp | None:
+    """The time, if there is one."""
     return None if time is None else timestamp(time)
 
 
@@ -257,8 +258,8 @@ def summarized(said: FlowSummary) -> flow_pb2.Flow:
         created_by=said.created_by,
         update_time=timestamp(said.update_time),
         updated_by=said.updated_by,
-        end_time=_maybe(said.end_time),
-        delete_time=_maybe(said.delete_time),
+        end_time=maybe_timestamp(said.end_time),
+        delete_time=maybe_timestamp(said.delete_time),
         hold_reason=said.hold_reason,
         journey=JOURNEYS[said.type],
         lineage=None if said.origin is None else flow_pb2.Lineage(flow_id=str(said.origin.flow_id), revision=said.origin.revision),
@@ -335,16 +336,17 @@ def _phase_message(child: ChildFlow, at: int, phase: Phase) -> flow_pb2.Phase:
         requires_approval=definition.requires_approval,
         retry_count=phase.retry_count,
         max_retries=definition.max_retries,
-        failure=_failure(phase.failure),
+        failure=failure_message(phase.failure),
         next_states=[state.value for state in next_states(child, phase)],  # type: ignore[misc]
-        start_time=_maybe(phase.start_time),
-        state_time=_maybe(phase.state_time),
-        end_time=_maybe(phase.end_time),
+        start_time=maybe_timestamp(phase.start_time),
+        state_time=maybe_timestamp(phase.state_time),
+        end_time=maybe_timestamp(phase.end_time),
         progress_percent=100.0 * phase_weight(phase),
     )
 
 
-def _failure(failure: Failure | None) -> flow_pb2.PhaseFailure | None:
+def failure_message(failure: Failure | None) -> flow_pb2.PhaseFailure | None:
+    """The failure, if there is one."""
     if failure is None:
         return None
     return flow_pb2.PhaseFailure(code=failure.code.value, message=failure.message, retryable=failure.code in RETRYABLE)  # type: ignore[arg-type]
@@ -360,7 +362,7 @@ def _entry_message(entry: ActivityEntry) -> activity_pb2.ActivityEntry:
         value=entry.value,
         unit=entry.unit,
         duration=None if entry.duration is None else _duration(entry.duration),
-        time=_maybe(entry.time),
+        time=maybe_timestamp(entry.time),
         actor=entry.actor,
         sequence=entry.sequence,
     )
@@ -390,7 +392,7 @@ def _phase_changed(fact: told.PhaseChanged) -> event_pb2.EventChange:
             from_fraction=before.fraction,
             to_fraction=after.fraction,
             reason=fact.reason,
-            failure=_failure(after.failure),
+            failure=failure_message(after.failure),
             retry_count=after.retry_count,
             taken_along_by=fact.taken_along_by,
         )

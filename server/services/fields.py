@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import lru_cache
 from typing import TypeVar
@@ -13,7 +13,7 @@ from uuid import UUID
 
 import orjson
 from flowledger.v1 import document_pb2
-from google.protobuf import duration_pb2, struct_pb2
+from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
 
 from server.statemachine import document
 from server.statemachine.errors import InvalidRequest, Violation
@@ -140,6 +140,14 @@ class Fields:
             self.wrong(field, f"is {seconds:g} s, it must be from {least.total_seconds():g} s to {most.total_seconds():g} s")
             return least
         return timedelta(seconds=duration.seconds, microseconds=duration.nanos // 1000)
+
+    def time(self, field: str, given: timestamp_pb2.Timestamp) -> datetime:
+        """A time, to the microsecond."""
+        try:
+            return given.ToDatetime(UTC)
+        except (ValueError, OverflowError):
+            self.wrong(field, "is not a time from year 1 to 9999 with 0 to 999,999,999 nanoseconds")
+            return datetime.min.replace(tzinfo=UTC)
 
     def document(self, field: str, given: document_pb2.Document) -> bytes:
         """The document's JSON text. Raises LimitExceeded for its size."""

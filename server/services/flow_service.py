@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,33 +10,33 @@ from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID
 
-from flowledger.v1 import document_pb2, event_pb2, flow_pb2
+from flowledger.v1 import document_pb2, flow_pb2
 from flowledger.v1 import flow_service_pb2 as pb
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from server.repository import filter as filters
-from server.repository.flows import DeletedFlows, Record
+from server.repository.flows import DeletedFlows
 from server.repository.plan import Asked, Birth
-from server.repository.requests import Answered, Committed, Request
+from server.repository.requests import Answered, Committed
 from server.repository.store import Store
 from server.services import convert, page_token
+from server.services.answers import basic_answer, event_of, remembered, summary_answer
 from server.services.boundary import Send
 from server.services.caller import Caller
 from server.services.fields import NAME_LENGTH, Fields
 from server.services.progress_stream import ProgressStream
+from server.services.reads import Reads
 from server.services.watch import Watches
 from server.statemachine import change as ask
 from server.statemachine import document
 from server.statemachine.derivation import summary
-from server.statemachine.errors import LimitExceeded, RevisionInFuture
+from server.statemachine.errors import LimitExceeded
 from server.statemachine.flow import Occasion
 from server.statemachine.graphs import JOURNEYS
-from server.statemachine.values import FlowKey, FlowSummary, Tenant
+from server.statemachine.values import FlowKey, FlowSummary
 
 FLOWS_PAGE, FLOWS_PAGE_MOST = 50, 500
-EVENTS_PAGE, EVENTS_PAGE_MOST = 100, 1000
-EVENTS_BYTES = 4 * 1024 * 1024  # a page ends early rather than to exceed a message
 BATCH_FLOWS = 100
 # Beyond this a request is read, or a response written, beside the event loop.
 INLINE_BYTES = 64 * 1024
@@ -47,6 +45,7 @@ _Read = TypeVar("_Read")
 _Response = TypeVar("_Response", bound=Message)
 _SUMMARY, _BASIC, _FULL = flow_pb2.FLOW_VIEW_SUMMARY, flow_pb2.FLOW_VIEW_BASIC, flow_pb2.FLOW_VIEW_FULL
 
+_CONSISTENCIES = frozenset(pb.ReadConsistency.values())
 _VIEWS, _FORMS = frozenset(flow_pb2.FlowView.values()), frozenset(document_pb2.DocumentForm.values())
 
 
@@ -61,9 +60,9 @@ class Sources:
 class FlowService:
     """Keeps the state of flows."""
 
-    def __init__(self, store: Store, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes) -> None:
-        self._flows, self._events, self._history, self._commits = store.flows, store.events, store.history, store.commits
-        self._watches = watches
+    def __init__(self, store: Store, reads: Reads, watches: Watches, sources: Sources, limits: document.Limits, token_key: bytes) -> None:
+        self._flows, self._history, self._commits = store.flows, store.history, store.commits
+        self._reads, self._watches = reads, watches
         self._sources, self._limits, self._token_key = sources, limits, token_key
 
     # ---- making and changing --------------------------------------------------------------------------------------------------------
@@ -71,7 +70,7 @@ class FlowService:
     async def CreateFlow(self, request: pb.CreateFlowRequest, caller: Caller) -> pb.CreateFlowResponse | bytes:
         """The new flow, BASIC."""
         asked = await self._read(request, lambda fields: self._creation(fields, request, caller))
-        return await self._commit(asked, request, _basic(pb.CreateFlowResponse))
+        return await self._commit(asked, request, basic_answer(pb.CreateFlowResponse))
 
     async def UpdateFlow(self, request: pb.UpdateFlowRequest, caller: Caller) -> pb.UpdateFlowResponse | bytes:
         """The flow with the caller's own fields changed."""
@@ -121,7 +120,7 @@ class FlowService:
                 convert.child_start(fields, "child_start", request.child_start),
             ),
         )
-        return await self._commit(asked, request, _basic(pb.StartChildFlowResponse))
+        return await self._commit(asked, request, basic_answer(pb.StartChildFlowResponse))
 
     async def DeleteFlow(self, request: pb.DeleteFlowRequest, caller: Caller) -> pb.DeleteFlowResponse | bytes:
         """The flow, soft-deleted."""
@@ -131,14 +130,14 @@ class FlowService:
                 fields, request, caller, fields.uuid("flow_id", request.flow_id), ask.DeleteFlow(fields.text("reason", request.reason))
             ),
         )
-        return await self._commit(asked, request, _answer(pb.DeleteFlowResponse))
+        return await self._commit(asked, request, summary_answer(pb.DeleteFlowResponse))
 
     async def UndeleteFlow(self, request: pb.UndeleteFlowRequest, caller: Caller) -> pb.UndeleteFlowResponse | bytes:
         """The flow, back again."""
         asked = await self._read(
             request, lambda fields: self._asked(fields, request, caller, fields.uuid("flow_id", request.flow_id), ask.UndeleteFlow())
         )
-        return await self._commit(asked, request, _answer(pb.UndeleteFlowResponse))
+        return await self._commit(asked, request, summary_answer(pb.UndeleteFlowResponse))
 
     async def CommitFlow(self, request: pb.CommitFlowRequest, caller: Caller) -> pb.CommitFlowResponse | bytes:
         """The flow with all changes applied."""
@@ -149,7 +148,7 @@ class FlowService:
                 fields, request, caller, fields.uuid("flow_id", request.flow_id), *convert.changes(fields, "changes", request.changes)
             ),
         )
-        return await self._commit(asked, request, _answer(pb.CommitFlowResponse))
+        return await self._commit(asked, request, summary_answer(pb.CommitFlowResponse))
 
     async def BatchUpdateFlows(self, request: pb.BatchUpdateFlowsRequest, caller: Caller) -> pb.BatchUpdateFlowsResponse | bytes:
         """The flows, all changed in one commit."""
@@ -160,12 +159,12 @@ class FlowService:
 
         def answer(results: Sequence[Committed]) -> pb.BatchUpdateFlowsResponse:
             return pb.BatchUpdateFlowsResponse(
-                results=[pb.FlowCommitted(flow=convert.summarized(one.summary), event=_event(one)) for one in results]
+                results=[pb.FlowCommitted(flow=convert.summarized(one.summary), event=event_of(one)) for one in results]
             )
 
         if request.validate_only:
             return answer(await self._commits.rehearse_together(commits))
-        found = await self._commits.commit_together(commits, _remembered(request, answer))
+        found = await self._commits.commit_together(commits, remembered(request, answer))
         return found.answer if isinstance(found, Answered) else answer(found)
 
     async def StreamProgress(self, requests: AsyncIterator[pb.StreamProgressRequest], caller: Caller) -> pb.StreamProgressResponse:
@@ -174,25 +173,25 @@ class FlowService:
 
     # ---- reading --------------------------------------------------------------------------------------------------------------------
 
-    async def GetFlow(self, request: pb.GetFlowRequest, caller: Caller) -> pb.GetFlowResponse:
+    async def GetFlow(self, request: pb.GetFlowRequest, caller: Caller) -> pb.GetFlowResponse | bytes:
         """The flow in the view asked for."""
         fields = Fields(self._limits)
         flow_id = fields.uuid("flow_id", request.flow_id)
         least = fields.revision("min_revision", request.min_revision)
         view = _view(fields, request.view, _BASIC)
         _check_form(fields, request.form)
+        _check_consistency(fields, request.consistency)
         at = fields.revision("at_revision", request.at_revision)
         if at and least:
             fields.wrong("at_revision", "does not go with min_revision: an old revision is never newer than itself")
         fields.check()
+        key = FlowKey(caller.tenant, flow_id)
         if at:
-            return pb.GetFlowResponse(flow=await self._past(FlowKey(caller.tenant, flow_id), at, view, request.form))
-        flow = (await self._in_view(caller.tenant, [flow_id], view, request.form))[0]
-        if flow.revision < least:
-            raise RevisionInFuture(least, flow.revision)
-        return pb.GetFlowResponse(flow=flow)
+            return pb.GetFlowResponse(flow=await self._past(key, at, view, request.form))
+        read = self._reads.recent_flow if request.consistency == pb.READ_CONSISTENCY_CACHED else self._reads.flow
+        return await read(key, view, request.form, least)
 
-    async def BatchGetFlows(self, request: pb.BatchGetFlowsRequest, caller: Caller) -> pb.BatchGetFlowsResponse:
+    async def BatchGetFlows(self, request: pb.BatchGetFlowsRequest, caller: Caller) -> pb.BatchGetFlowsResponse | bytes:
         """The flows in the order asked for."""
         _limited("flow_ids", BATCH_FLOWS, len(request.flow_ids))
         fields = Fields(self._limits)
@@ -201,8 +200,13 @@ class FlowService:
         flow_ids = [fields.uuid(f"flow_ids[{at}]", text) for at, text in enumerate(request.flow_ids)]
         view = _view(fields, request.view, _BASIC)
         _check_form(fields, request.form)
+        _check_consistency(fields, request.consistency)
         fields.check()
-        return pb.BatchGetFlowsResponse(flows=await self._in_view(caller.tenant, flow_ids, view, request.form))
+        if request.consistency == pb.READ_CONSISTENCY_CACHED:
+            keys = [FlowKey(caller.tenant, flow_id) for flow_id in flow_ids]
+            # Each answer holds one flow as field 1, so that together they are the response.
+            return b"".join(await asyncio.gather(*(self._reads.recent_flow(key, view, request.form, 0) for key in keys)))
+        return pb.BatchGetFlowsResponse(flows=await self._reads.flows(caller.tenant, flow_ids, view, request.form))
 
     async def ListFlows(self, request: pb.ListFlowsRequest, caller: Caller) -> pb.ListFlowsResponse:
         """One page of flows."""
@@ -215,7 +219,7 @@ class FlowService:
         order = fields.parsed(filters.parse_order, request.order_by, filters.NEWEST_FIRST)
         fields.check()
         query = "\0".join((request.filter, request.order_by, str(request.show_deleted))).encode()
-        purpose, owner = "ListFlows", _owner(caller.tenant)
+        purpose, owner = "ListFlows", page_token.owner(caller.tenant)
         start = None
         if request.page_token:
             start = _position(order, page_token.open(self._token_key, purpose, owner, query, request.page_token))
@@ -225,38 +229,10 @@ class FlowService:
         token = page_token.seal(self._token_key, purpose, owner, query, _place(order, page[-1])) if len(found) > size else ""
         if view == _BASIC and page:
             ids = [said.flow_id for said in page]
-            flows = await self._in_view(caller.tenant, ids, _BASIC, document_pb2.DOCUMENT_FORM_JSON)
+            flows = await self._reads.flows(caller.tenant, ids, _BASIC, document_pb2.DOCUMENT_FORM_JSON)
         else:
             flows = [convert.summarized(said) for said in page]
         return pb.ListFlowsResponse(flows=flows, next_page_token=token)
-
-    async def ListFlowEvents(self, request: pb.ListFlowEventsRequest, caller: Caller) -> pb.ListFlowEventsResponse:
-        """One page of events."""
-        fields = Fields(self._limits)
-        flow_id = fields.uuid("flow_id", request.flow_id)
-        after = fields.revision("after_revision", request.after_revision)
-        size = fields.page_size(request.page_size, EVENTS_PAGE, EVENTS_PAGE_MOST)
-        fields.check()
-        query = flow_id.bytes + struct.pack(">q", after)
-        purpose, owner = "ListFlowEvents", _owner(caller.tenant)
-        if request.page_token:
-            (after,) = struct.unpack(">q", page_token.open(self._token_key, purpose, owner, query, request.page_token))
-        page = await self._events.page(caller.tenant, flow_id, after, size)
-        found: list[event_pb2.FlowEvent] = []
-        room = EVENTS_BYTES
-        for stored in page.events:
-            event = convert.event(str(flow_id), stored.event, stored.hash)
-            room -= event.ByteSize()
-            if room < 0 and found:
-                break  # the next page begins with it
-            found.append(event)
-        last = found[-1].revision if found else after
-        return pb.ListFlowEventsResponse(
-            events=found,
-            next_page_token=page_token.seal(self._token_key, purpose, owner, query, struct.pack(">q", last)) if last < page.head else "",
-            oldest_revision=page.oldest,
-            head_revision=page.head,
-        )
 
     async def WatchFlow(self, request: pb.WatchFlowRequest, caller: Caller, send: Send) -> None:
         """Sends the flow's progress until it ends."""
@@ -280,7 +256,7 @@ class FlowService:
                 fields, request, caller, fields.uuid("flow_id", request.flow_id), reading(fields, part, getattr(request, part))
             )
 
-        return await self._commit(await self._read(request, asked), request, _answer(response))
+        return await self._commit(await self._read(request, asked), request, summary_answer(response))
 
     async def _read(self, request: Any, reading: Callable[[Fields], _Read]) -> _Read:
         """What ``reading`` makes of the request. Raises InvalidRequest with all its faults."""
@@ -350,7 +326,7 @@ class FlowService:
         if _tryable(request.DESCRIPTOR) and request.validate_only:
             return answer([await self._commits.rehearse(asked)])
         if request.request_id:
-            asked = replace(asked, request=_remembered(request, answer))
+            asked = replace(asked, request=remembered(request, answer))
         found = await self._commits.commit(asked)
         return found.answer if isinstance(found, Answered) else answer([found])
 
@@ -358,67 +334,15 @@ class FlowService:
         self, key: FlowKey, at: int, view: flow_pb2.FlowView.ValueType, form: document_pb2.DocumentForm.ValueType
     ) -> flow_pb2.Flow:
         if view == _FULL:
-            return (await self._full([await self._history.record(key, at)], form))[0]
+            return (await self._reads.full([await self._history.record(key, at)], form))[0]
         flow = (await self._history.base(key, at)).flow
         return convert.summarized(summary(flow)) if view == _SUMMARY else convert.basic(flow)
-
-    async def _in_view(
-        self, tenant: Tenant, flow_ids: Sequence[UUID], view: flow_pb2.FlowView.ValueType, form: document_pb2.DocumentForm.ValueType
-    ) -> list[flow_pb2.Flow]:
-        if view == _SUMMARY:
-            if len(flow_ids) == 1:
-                return [convert.summarized(await self._flows.summary(tenant, flow_ids[0]))]
-            return [convert.summarized(said) for said in await self._flows.summaries(tenant, flow_ids)]
-        if view == _BASIC:
-            return [convert.basic(flow) for flow in await self._flows.flows(tenant, flow_ids)]
-        return await self._full(await self._flows.records(tenant, flow_ids), form)
-
-    async def _full(self, records: Sequence[Record], form: document_pb2.DocumentForm.ValueType) -> list[flow_pb2.Flow]:
-        size = sum(len(text) for record in records for text in record.documents.values())
-        most = self._limits.max_bytes * 3
-        if size > most:
-            raise LimitExceeded("documents of one response (bytes)", most, size)
-
-        def written() -> list[flow_pb2.Flow]:
-            return [convert.full(record.head.flow, record.documents, record.activity, form) for record in records]
-
-        return await asyncio.to_thread(written) if size > INLINE_BYTES else written()
 
 
 @cache
 def _tryable(kind: Descriptor) -> bool:
     """Whether requests of this kind can ask for validation alone."""
     return "validate_only" in kind.fields_by_name
-
-
-def _event(one: Committed) -> event_pb2.FlowEvent:
-    return convert.event(str(one.flow.flow_id), one.event, one.hash)
-
-
-def _answer(response: type[_Response]) -> Callable[[Sequence[Committed]], _Response]:
-    """The usual answer: the flow in SUMMARY view and the event."""
-
-    def answer(results: Sequence[Committed]) -> _Response:
-        return response(flow=convert.summarized(results[0].summary), event=_event(results[0]))
-
-    return answer
-
-
-def _basic(response: type[_Response]) -> Callable[[Sequence[Committed]], _Response]:
-    """The answer of what makes children: the flow in BASIC view and the event."""
-
-    def answer(results: Sequence[Committed]) -> _Response:
-        return response(flow=convert.basic(results[0].flow), event=_event(results[0]))
-
-    return answer
-
-
-def _remembered(request: Any, answer: Callable[[Sequence[Committed]], Message]) -> Request | None:
-    """The request as it is remembered. The id is part of the hashed payload, and the RPC's name too: an id belongs to one request."""
-    if not request.request_id:
-        return None
-    payload = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
-    return Request(UUID(request.request_id), hashlib.sha256(payload).digest(), lambda results: answer(results).SerializeToString())
 
 
 def _limited(field: str, limit: int, actual: int) -> None:
@@ -437,8 +361,9 @@ def _check_form(fields: Fields, form: document_pb2.DocumentForm.ValueType) -> No
         fields.wrong("form", f"{form} is unknown; one of JSON, STRUCT")
 
 
-def _owner(tenant: Tenant) -> str:
-    return f"{tenant.client_account_id}/{tenant.engagement_id}"
+def _check_consistency(fields: Fields, consistency: pb.ReadConsistency.ValueType) -> None:
+    if consistency not in _CONSISTENCIES:
+        fields.wrong("consistency", f"{consistency} is unknown; one of STRONG, CACHED")
 
 
 def _place(order: filters.Order, last: FlowSummary) -> bytes:

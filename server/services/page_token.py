@@ -12,12 +12,18 @@ import hashlib
 import hmac
 
 from server.statemachine.errors import InvalidRequest, invalid
+from server.statemachine.values import Tenant
 
 FIELD = "page_token"
 MAX_TOKEN = 2048
 _VERSION = b"\x01"
 _TAG = 16
 MAX_POSITION = MAX_TOKEN // 4 * 3 - len(_VERSION) - _TAG
+
+
+def owner(tenant: Tenant) -> str:
+    """How the tenant is named in a token's tag."""
+    return f"{tenant.client_account_id}/{tenant.engagement_id}"
 
 
 def seal(key: bytes, purpose: str, tenant: str, query: bytes, position: bytes) -> str:

@@ -13,7 +13,7 @@ from flowledger.v1 import flow_service_pb2 as pb
 
 from server.services.boundary import Send
 from server.services.tail import Tail, Told, Wanted
-from server.statemachine.errors import QuotaExceeded
+from server.statemachine.errors import QuotaExceeded, StreamStalled
 from server.statemachine.values import Tenant
 
 # Streams end before their age by up to this part of it, and beat before their time, so that they do not all at once.
@@ -78,14 +78,19 @@ class Stream(ABC):
         self._heartbeat = heartbeat * (1.0 - BEAT_JITTER * settings.jitter())
         self._spoken = loop.time()
         self._old = self._spoken + settings.max_age * (1.0 - AGE_JITTER * settings.jitter())
+        self._stalled = False
         self._timer: asyncio.TimerHandle | None = None
         self._woken: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
-        """Everything there is to say, until the stream ends."""
+        """Everything there is to say, until the stream ends. Raises StreamStalled."""
         try:
             await self._open()
             await self._follow()
+        except asyncio.CancelledError:
+            if not self._stalled or self._task.uncancel():
+                raise
+            raise StreamStalled from None
         finally:
             self._tail.leave(self)
             if self._timer is not None:
@@ -196,7 +201,7 @@ class Stream(ABC):
     def _due(self) -> None:
         now = self._loop.time()
         if self._woken is None and now >= max(self._old, self._spoken) + LATE_SECONDS:
-            # The caller has not taken a message for so long. There is no telling it: gRPC drops the stream, and what waits to be sent.
+            self._stalled = True  # the caller has not taken a message for so long
             self._task.cancel()
             return
         if now >= self._spoken + self._heartbeat or now >= self._old:

@@ -272,6 +272,15 @@ class StoreUnavailable(FlowError):
     reason = "STORE_UNAVAILABLE"
 
 
+class StreamStalled(FlowError):
+    """Whoever asked for a stream does not take what it says."""
+
+    reason = "STREAM_STALLED"
+
+    def __init__(self) -> None:
+        super().__init__("the stream is old, and nothing was taken from it for a while: resume")
+
+
 class Draining(FlowError):
     """The server is about to stop."""
 

@@ -54,6 +54,13 @@ def kind_of(fact: told.Fact) -> EventKind:
     return _KINDS[type(fact)]
 
 
+def types_of(kinds: frozenset[EventKind]) -> frozenset[type]:
+    """The types of the facts that may be of one of the kinds."""
+    moves = {EventKind.PHASE_CHANGED, EventKind.PROGRESS_REPORTED}
+    found = {fact for fact, kind in _KINDS.items() if kind in kinds}
+    return frozenset(found if moves.isdisjoint(kinds) else {*found, told.PhaseChanged})
+
+
 def phases_of(fact: told.Fact) -> frozenset[str]:
     """The names of the phases that the fact is about; of most facts none."""
     if isinstance(fact, told.PhaseChanged):

@@ -14,19 +14,22 @@ ROOMS: dict[str, frozenset[str]] = {
     "__init__": frozenset(),
     "statemachine": frozenset({"statemachine"}),
     "repository": frozenset({"repository", "statemachine"}),
-    "services": frozenset({"services", "operations", "repository", "statemachine", "wakeups"}),
+    "services": frozenset({"services", "operations", "repository", "statemachine", "wakeups", "cache"}),
     "operations": frozenset({"repository", "statemachine"}),
-    "cache": frozenset({"repository", "statemachine"}),
-    "wakeups": frozenset({"statemachine"}),
+    "breaker": frozenset(),
+    "redis_link": frozenset(),
+    "cache": frozenset({"cache", "repository", "statemachine", "breaker", "redis_link"}),
+    "wakeups": frozenset({"wakeups", "statemachine", "breaker", "redis_link"}),
     "settings": frozenset(),
     "log": frozenset(),
     "programs": frozenset(),
     "cluster": frozenset({"programs"}),
     "embedded": frozenset({"cluster", "programs"}),
     "app": frozenset(
-        {"services", "repository", "statemachine", "cache", "wakeups", "settings", "log", "embedded"},
+        {"services", "repository", "statemachine", "cache", "wakeups", "breaker", "redis_link", "settings", "log", "embedded"},
     ),
-    "cli": frozenset({"app", "settings", "log", "embedded", "repository", "statemachine"}),
+    "workers": frozenset(),
+    "cli": frozenset({"app", "workers", "settings", "log", "embedded", "repository", "statemachine"}),
     "__main__": frozenset({"cli"}),
 }
 
@@ -51,6 +54,7 @@ DOORS = frozenset({"open", "print", "input", "exec", "eval", "__import__"})
 ENVIRONMENT: dict[str, str] = {
     "settings.py": "the one door to the environment",
     "__init__.py": "gRPC reads its fork support when it begins, before there are settings; it is set here and nothing is read",
+    "workers.py": "workers inherit everything: their settings, and what Python and gRPC are told",
     "programs.py": "PostgreSQL's programs inherit PATH and LD_LIBRARY_PATH, and nothing else",
 }
 # Who may catch everything, how often at most, and why.
@@ -66,7 +70,8 @@ CATCH_ALLS: dict[str, tuple[int, str]] = {
 }
 # asyncpg commits a statement outside a transaction by itself, so whoever can send one commits.
 DRIVER_CALLS = frozenset({"execute", "executemany", "fetch", "fetchrow", "fetchval", "transaction", "copy_records_to_table"})
-DRIVERS = frozenset({"repository/database.py", "repository/schema.py"})  # schema.py: migrations, under their lock
+# schema.py: migrations, under their lock; notifications.py: a connection that only listens.
+DRIVERS = frozenset({"repository/database.py", "repository/schema.py", "repository/notifications.py"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,7 @@ def foreign(module: Module) -> list[str]:
             found.append(f"{module.path}:{line} imports {name}: statemachine sees only {', '.join(sorted(PURE))}")
         if top in FORBIDDEN.get(module.room, ()):
             found.append(f"{module.path}:{line} imports {name}: not in {module.room}")
-        if top == "redis" and module.room not in ("cache", "wakeups"):
+        if top == "redis" and module.room not in ("cache", "wakeups", "redis_link"):
             found.append(f"{module.path}:{line} imports {name}: Redis is for cache and wakeups")
     return found
 

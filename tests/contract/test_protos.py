@@ -30,7 +30,7 @@ from tests.contract.source_tree import ROOT
 BUF = Path(sys.prefix) / "bin" / "buf"
 BASELINE = "tests/contract/baseline.binpb"
 SERVICE = flow_service_pb2.DESCRIPTOR.services_by_name["FlowService"]
-READS = ("Get", "List", "BatchGet", "Watch")
+READS = ("Get", "List", "BatchGet", "Watch", "Diff")
 
 
 def buf(*arguments: object) -> str:
@@ -140,7 +140,7 @@ def test_a_mutation_takes_request_id_and_expected_revision(method: MethodDescrip
     if method.client_streaming:
         return  # a report lost and sent again is merged with the next one: the service's comment says so
     assert "request_id" in fields
-    if method.name == "CreateFlow":
+    if method.name in ("CreateFlow", "ForkFlow"):
         return  # what does not exist has no revision
     if method.name == "BatchUpdateFlows":
         fields |= {name for field in method.input_type.fields if field.message_type for name in field.message_type.fields_by_name}
@@ -171,7 +171,7 @@ def test_validate_only_is_noted_where_it_is_taken(comments: dict[str, str], meth
 def test_every_reason_in_a_comment_exists_and_has_the_code_before_it(comments: dict[str, str], method: MethodDescriptor) -> None:
     reasons, codes = set(CODES), {code.name for code in CODES.values()}
     code = ""
-    for word in re.findall(r"\b[A-Z][A-Z]*_[A-Z_]+\b|\bABORTED\b", comments[method.name]):
+    for word in re.findall(r"\b[A-Z][A-Z]*_[A-Z_]+\b|\b(?:ABORTED|UNAVAILABLE)\b", comments[method.name]):
         if word in codes:
             code = word
         elif word in reasons:

@@ -142,10 +142,13 @@ async def test_a_batch_that_races_single_commits_changes_all_its_flows_or_none(
         await send_until_acknowledged(callers[at % 2], commit)
 
     done: set[str] = set()
-    for start in range(0, 30, 3):  # three batches at once and a few singles: some batches win, some lose
+    for start in range(0, 30, 3):  # three batches at once and a few singles: batches may win or lose
         ended = await asyncio.gather(*(batch(at) for at in range(start, start + 3)), *(single(at) for at in range(start, start + 3)))
         done |= {name for name in ended if name is not None}
-    assert done
+    # Three batches among themselves: whichever is first read what still stands, so one at least wins, on any machine.
+    ended = await asyncio.gather(*(batch(at) for at in range(30, 33)))
+    assert any(ended)
+    done |= {name for name in ended if name is not None}
     for flow_id in flows:
         events = (await tenancy.call("ListFlowEvents", flow_id=flow_id, page_size=1000)).events
         names = [change.fields.to_display_name for event in events for change in event.changes if change.fields.to_display_name]

@@ -118,7 +118,7 @@ async def test_ten_watchers_see_every_revision_once_and_in_order_over_three_rest
 
 
 async def test_ten_watchers_see_the_same_when_every_hint_is_lost(urls: Urls, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(self: LocalWakeups, key: FlowKey) -> None:
+    def lost(self: LocalWakeups, key: FlowKey, revision: int) -> None:
         """No hint arrives."""
 
     def all_lost(self: LocalWakeups) -> None:

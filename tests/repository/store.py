@@ -125,7 +125,7 @@ async def opened(url: str, lanes: int = 1, cache: int = 1024 * 1024) -> AsyncIte
         for connection in lent:
             await database.take_back(connection)
         flows, heads, rung = Flows(database), Heads(cache), list[FlowKey]()
-        commits = Commits(database, flows, heads, Texts(cache), rung.append, lanes)
+        commits = Commits(database, flows, heads, Texts(cache), lambda key, _: rung.append(key), lanes)
         yield Store(database, flows, Events(database), heads, commits, sent, rung)
         await commits.close(5.0)
 

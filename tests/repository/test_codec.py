@@ -18,6 +18,7 @@ from server.repository import codec, event_codec
 from server.statemachine import event as told
 from server.statemachine.document import sha256
 from server.statemachine.event import ActivityRecorded, Event, Fact
+from server.statemachine.event_filter import EventFilter, EventKind
 from server.statemachine.graphs import BUILT_IN
 from server.statemachine.states import FailureCode, FlowHold, FlowStatus, PhaseState
 from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, Failure, FlowKey, Phase, Tenant
@@ -216,3 +217,21 @@ OTHERS: dict[str, tuple[bytes, FlowKey, Event, str]] = {
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_everything_that_an_event_says_is_in_its_link(other: tuple[bytes, FlowKey, Event, str], made: Callable[..., bytes]) -> None:
     assert made(*other) != made(event_codec.NO_HASH, KEY, EVENT, BODY)
+
+
+kinds = st.frozensets(st.sampled_from(EventKind), max_size=3)
+
+
+@given(events(st.one_of(*FACTS.values())), kinds, st.frozensets(st.sampled_from(["", "a", '"', "\\", "\u00e9"]), max_size=2))
+def test_an_event_that_passes_a_filter_has_its_marks(event: Event, wanted: frozenset[EventKind], names: frozenset[str]) -> None:
+    """So that a list can leave it to PostgreSQL which bodies are read at all."""
+    narrowing = EventFilter(wanted, names)
+    body = event_codec.event_to_text(event)
+    if narrowing.passes(event):
+        assert all(not marks or any(mark in body for mark in marks) for marks in event_codec.marks_of(narrowing))
+
+
+def test_another_fact_has_none_of_a_kinds_marks() -> None:
+    marks, _ = event_codec.marks_of(EventFilter(frozenset({EventKind.HOLD_CHANGED})))
+    named = replace(EVENT, facts=(told.NameChanged('"fact":"hold"', '\\"fact":"hold"'),))
+    assert not any(mark in event_codec.event_to_text(named) for mark in marks)

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from sqlalchemy import BigInteger, bindparam, func, select
 
+from server.repository.events import Narrowing
 from server.repository.feed import Cursor, Feed
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows
@@ -31,6 +32,7 @@ from server.statemachine.change import (
     UndeleteFlow,
     UpdateFlow,
 )
+from server.statemachine.event_filter import EventFilter, EventKind
 from server.statemachine.states import PhaseState
 from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, FlowKey, Tenant
 from tests.repository import rows
@@ -95,6 +97,7 @@ async def exercise(store: Store, tenant: Tenant) -> None:
     await store.events.span(tenant, flow_id)
     await store.events.moved({FlowKey(tenant, flow_id): 1})
     await Feed(store.database).page(tenant, Cursor(0), 10)
+    await store.events.narrowed(tenant, flow_id, 0, 10, Narrowing(EventFilter(frozenset({EventKind.HOLD_CHANGED})), "ann"))
     await answered(store.database, tenant, request())
     for order in ("", "display_name", "update_time desc"):
         page = await store.flows.page(

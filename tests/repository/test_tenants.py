@@ -12,7 +12,7 @@ import pytest
 
 from server.repository import requests
 from server.repository.commits import Commits
-from server.repository.events import Events
+from server.repository.events import Events, Narrowing
 from server.repository.feed import Cursor, Feed
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows, Flows
@@ -60,6 +60,10 @@ async def head(store: Store, owned: Owned, asker: Tenant) -> None:
 async def lock(store: Store, owned: Owned, asker: Tenant) -> None:
     async with store.database.begin([asker]) as transaction:
         assert await store.flows.lock(transaction, FlowKey(asker, owned.flow_id)) is None
+
+
+async def revision(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert await store.flows.revision(FlowKey(asker, owned.flow_id)) is None
 
 
 async def kept(store: Store, owned: Owned, asker: Tenant) -> None:
@@ -142,6 +146,14 @@ async def event_page(store: Store, owned: Owned, asker: Tenant) -> None:
     assert len((await store.events.page(asker, same_id.flow.flow_id, 0, 100)).events) == 1
 
 
+async def narrowed(store: Store, owned: Owned, asker: Tenant) -> None:
+    with pytest.raises(FlowNotFound):
+        await store.events.narrowed(asker, owned.flow_id, 0, 100, Narrowing(actor="ann"))
+    same_id = await store.commit(store.birth(asker, flow_id=owned.flow_id))
+    found = await store.events.narrowed(asker, same_id.flow.flow_id, 0, 100, Narrowing(actor="ann"))
+    assert len(found.page.events) == 1
+
+
 async def commit(store: Store, owned: Owned, asker: Tenant) -> None:
     merge = UpdateFlow(documents=(MergeDocument(STATE, b'{"stolen":true}'),))
     for change in (PauseFlow(), merge):
@@ -187,6 +199,7 @@ CASES: dict[str, Case] = {
     "History.record": past_record,
     "History.base": past_base,
     "History.documents": past_documents,
+    "Flows.revision": revision,
     "Flows.kept": kept,
     "Flows.kept_within": kept_within,
     "Flows.heads": heads,
@@ -197,6 +210,7 @@ CASES: dict[str, Case] = {
     "Events.span": span,
     "Events.page": event_page,
     "Events.moved": moved,
+    "Events.narrowed": narrowed,
     "Feed.page": feed_page,
     "Commits.commit": commit,
     "Commits.rehearse": rehearse,

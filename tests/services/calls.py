@@ -143,10 +143,15 @@ CALLS: Mapping[str, Call] = {
         ),
         Call("StartChildFlow", _childless, lambda flow_id: {"flow_id": flow_id, "child_start": {"type": "discovery"}}),
         Call("ListFlowEvents", _plain, lambda flow_id: {"flow_id": flow_id}),
+        Call("DiffFlow", _begun, lambda flow_id: {"flow_id": flow_id, "from_revision": 1}),
+        Call("RevertFlow", _begun, lambda flow_id: {"flow_id": flow_id, "revision": 1, "reason": "a mistake"}),
+        Call("ForkFlow", _begun, lambda flow_id: {"flow_id": flow_id, "revision": 1, "display_name": "another way"}),
         Call("WatchFlow", _plain, lambda flow_id: {"flow_id": flow_id}),
         Call("WatchFlows", _plain, lambda _: {}),
     )
 }
+# What makes a new flow: its answer is about another one than the call was prepared with, if about any.
+BIRTHS = frozenset({"CreateFlow", "ForkFlow"})
 MUTATIONS = sorted(name for name, call in CALLS.items() if call.mutates)
 
 

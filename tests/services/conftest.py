@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import asyncpg
 import pytest
@@ -17,3 +18,16 @@ async def superuser(postgres: Cluster, shared_urls: Urls) -> AsyncIterator[async
     connection = await asyncpg.connect(postgres.url(shared_urls.name, "postgres"))
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+async def superuser_of(postgres: Cluster) -> AsyncIterator[Callable[[Urls], Awaitable[asyncpg.Connection]]]:
+    """Connections to databases of a test's own that nothing is hidden from."""
+    async with AsyncExitStack() as stack:
+
+        async def connect(urls: Urls) -> asyncpg.Connection:
+            connection = await asyncpg.connect(postgres.url(urls.name, "postgres"))
+            stack.push_async_callback(connection.close)
+            return connection
+
+        yield connect

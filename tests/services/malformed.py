@@ -35,7 +35,18 @@ _DOCUMENTS = (
     '{"a":' * 33 + "1" + "}" * 33, '{"a":' + "[" * 32 + "]" * 32 + "}", '{"a":' + "[" * 100_000 + "]" * 100_000 + "}", '{"a":' * 5000,
 )  # fmt: skip
 _HUGE_DOCUMENT = '{"a":"' + "x" * (5 * MIB) + '"}'
+_ENUMS = (99, -1, 2**31 - 1, -(2**31))
 _NUMBERS = (float("nan"), float("inf"), float("-inf"))
+
+
+# Revisions that must have been reached.
+REVISIONS = {
+    "GetFlow": ("at_revision",),
+    "ListFlowEvents": ("after_revision",),
+    "DiffFlow": ("from_revision", "to_revision"),
+    "RevertFlow": ("revision",),
+    "ForkFlow": ("revision",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,23 +116,36 @@ def _faults_of(field: FieldDescriptor, steps: tuple[str, ...]) -> Iterator[_Faul
         yield from (_Fault(f"{name}+{value}", _extend(steps, field.name, [value])) for value in (0, 99, -1))
         yield _Fault(f"{name} too many", _extend(steps, field.name, [1] * 101))
     elif field.is_repeated:
-        values = _IDS if field.name == "flow_ids" else _PATHS if field.name == "paths" else _TEXTS
-        yield from (_Fault(f"{name}+{value[:20]!r}", _extend(steps, field.name, [value])) for value in values)
-        many = ["state", "nothing"] if field.name == "paths" else [str(uuid4())] * 101
+        values: Sequence[Any] = _repeated(field)
+        yield from (_Fault(f"{name}+{str(value)[:20]!r}", _extend(steps, field.name, [value])) for value in values)
+        many: list[object] = ["state", "nothing"] if field.name == "paths" else [values[0]] * 101
         yield _Fault(f"{name} too many", _extend(steps, field.name, many))
     else:
         yield from (_Fault(f"{name}={value!r:.20}", _set(steps, field.name, value)) for value in _scalars(field))
 
 
+def _of_activity(field: FieldDescriptor) -> bool:
+    """Whether the field is set by the service alone."""
+    return field.containing_type is not None and field.containing_type.name == "ActivityEntry"
+
+
+def _repeated(field: FieldDescriptor) -> Sequence[object]:
+    if field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
+        return (0, *_ENUMS)
+    return {"flow_ids": _IDS, "paths": _PATHS}.get(field.name, _TEXTS)
+
+
 def _scalars(field: FieldDescriptor) -> Sequence[object]:
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING:
-            special = {"filter": _FILTERS, "order_by": _ORDERS, "page_token": _TOKENS, "actor": ("me", *_TEXTS)}
-            if field.name in ("flow_id", "request_id"):
+            special = {"filter": _FILTERS, "order_by": _ORDERS, "page_token": _TOKENS}
+            if field.name == "actor" and _of_activity(field):
+                return ("me", *_TEXTS)
+            if field.name in ("flow_id", "new_flow_id", "request_id"):
                 return _IDS
             return special.get(field.name, _TEXTS)
         case FieldDescriptor.CPPTYPE_ENUM:
-            return (99, -1, 2**31 - 1, -(2**31))
+            return _ENUMS
         case FieldDescriptor.CPPTYPE_INT32 | FieldDescriptor.CPPTYPE_INT64:
             return (-1, -(2**31), 7) if field.name == "sequence" else (-1, -(2**31))
         case FieldDescriptor.CPPTYPE_DOUBLE:
@@ -164,7 +188,10 @@ def _message_faults(field: FieldDescriptor, steps: tuple[str, ...], name: str) -
         yield from (_Fault(f"{name}={seconds}s", _set(inner, "seconds", seconds)) for seconds in (-1, 10**18, -(2**63), 2**63 - 1))
         yield _Fault(f"{name}<0", _set(inner, "nanos", -(2**31)))
     elif kind == "Timestamp":
-        yield _Fault(f"{name} given", _set(inner, "seconds", 1))
+        if _of_activity(field):
+            yield _Fault(f"{name} given", _set(inner, "seconds", 1))
+        yield from (_Fault(f"{name}={seconds}s", _set(inner, "seconds", seconds)) for seconds in (10**12, -(10**12), -(2**63), 2**63 - 1))
+        yield from (_Fault(f"{name} nanos {nanos}", _set(inner, "nanos", nanos)) for nanos in (-1, 10**9))
     elif field.is_repeated:
         yield _Fault(f"{name} none", _clear(steps, field.name))
         many = {"changes": 101, "commits": 101, "entries": 101}[field.name]
@@ -294,6 +321,7 @@ def deck(name: str, foreign_token: str) -> list[_Fault]:
     if "flow_id" in kind.fields_by_name and name != "CreateFlow":
         found.append(_Fault("flow_id nobody's", _set((), "flow_id", str(uuid4()))))
         found.append(_Fault("flow_id none", _set((), "flow_id", "")))
+    found += [_Fault(f"{field} not there yet", _set((), field, 2**63 - 1)) for field in REVISIONS.get(name, ())]
     if name == "GetFlow":
         found.append(_Fault("min_revision in the future", _set((), "min_revision", 2**63 - 1)))
     if foreign_token:

@@ -24,6 +24,7 @@ from tests.cluster import Cluster
 from tests.conftest import Urls, settings
 from tests.services.calls import CALLS
 from tests.services.serving import served
+from tests.services.streams import stalled
 from tests.tenancy import Refusal, Tenancy
 
 MARKER = "sesame-4711"
@@ -176,7 +177,7 @@ async def _no_caller(stage: Stage) -> Refusal:
 
 
 async def _store_unavailable(stage: Stage) -> Refusal:
-    async with stage.own_server(statement_timeout_seconds=0.1) as (_, tenancy, urls):
+    async with stage.own_server(statement_timeout_seconds=1.0) as (_, tenancy, urls):
         flow = await tenancy.create()
         blocker = await asyncpg.connect(stage.postgres.url(urls.name, "postgres"))
         async with blocker.transaction():
@@ -192,6 +193,10 @@ async def _draining(stage: Stage) -> Refusal:
         flow = await tenancy.create()
         server.drain()
         return await tenancy.refusal("GetFlow", flow_id=flow.flow_id)
+
+
+async def _stream_stalled(stage: Stage) -> Refusal:
+    return await stalled(stage.own_urls())
 
 
 async def _deadline_exceeded(stage: Stage) -> Refusal:
@@ -249,6 +254,7 @@ PROVOCATIONS: Mapping[str, Provocation] = {
     "LIMIT_EXCEEDED": _by(_limit_exceeded, "field limit actual"),
     "NO_CALLER": _by(_no_caller),
     "STORE_UNAVAILABLE": _by(_store_unavailable, "", "RetryInfo"),
+    "STREAM_STALLED": _by(_stream_stalled, "", "RetryInfo"),
     "DRAINING": _by(_draining, "", "RetryInfo"),
     "DEADLINE_EXCEEDED": _by(_deadline_exceeded),
     "INTERNAL": _by(_internal, "error_id"),

@@ -12,7 +12,7 @@ from flowledger.v1 import flow_service_pb2 as pb
 
 from server import app
 from tests.conftest import Urls, settings
-from tests.services.calls import CALLS, METHODS, MUTATIONS, Call, flow_and_event
+from tests.services.calls import BIRTHS, CALLS, METHODS, MUTATIONS, Call, flow_and_event
 from tests.tenancy import PATIENCE, Tenancy
 
 GUARDED = sorted(name for name, call in CALLS.items() if call.guarded)
@@ -40,11 +40,12 @@ def _parsed(name: str, body: bytes) -> Any:
 
 
 def test_every_rpc_that_writes_is_here() -> None:
-    reading = {"GetFlow", "BatchGetFlows", "ListFlows", "ListFlowEvents", "WatchFlow", "WatchFlows"}
+    reading = {"GetFlow", "BatchGetFlows", "ListFlows", "ListFlowEvents", "DiffFlow", "WatchFlow", "WatchFlows"}
     assert {*MUTATIONS, "StreamProgress"} == METHODS.keys() - reading
-    assert set(GUARDED) == {*MUTATIONS} - {"CreateFlow", "BatchUpdateFlows"}
+    assert set(GUARDED) == {*MUTATIONS} - {*BIRTHS, "BatchUpdateFlows"}
     assert set(REHEARSABLE) == {
         "CreateFlow", "UpdateFlow", "CommitFlow", "TransitionPhase", "RetryPhase", "RollbackPhase", "BatchUpdateFlows", "StartChildFlow",
+        "RevertFlow", "ForkFlow",
     }  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def test_every_rpc_that_writes_is_here() -> None:
 async def test_a_mutation_is_one_revision_and_one_event(tenancy: Tenancy, name: str) -> None:
     call = CALLS[name]
     prepared = await call.prepare(tenancy)
-    before = (await tenancy.call("GetFlow", flow_id=prepared)).flow.revision if name != "CreateFlow" else 0
+    before = (await tenancy.call("GetFlow", flow_id=prepared)).flow.revision if name not in BIRTHS else 0
     flow, event = flow_and_event(await call.send(tenancy, prepared))
     assert (flow.revision, event.revision) == (before + 1, before + 1)
     stored, events = await _history(tenancy, flow.flow_id)
@@ -65,7 +66,7 @@ async def test_a_mutation_is_one_revision_and_one_event(tenancy: Tenancy, name: 
     )
     assert event.changes
     assert len(event.hash) == 32
-    assert flow.children[:] == ([*stored.children] if name in ("CreateFlow", "StartChildFlow") else [])
+    assert flow.children[:] == ([*stored.children] if name in (*BIRTHS, "StartChildFlow", "RevertFlow") else [])
     for field in ("state", "metadata", "cross_phase_context", "activity", "children"):
         stored.ClearField(field)
         flow.ClearField(field)
@@ -119,7 +120,7 @@ async def test_a_rehearsal_tells_what_would_be_and_writes_nothing(tenancy: Tenan
     assert [change.WhichOneof("kind") for change in would_event.changes] == [change.WhichOneof("kind") for change in event.changes]
 
 
-@pytest.mark.parametrize("name", sorted(set(REHEARSABLE) - {"CreateFlow"}))
+@pytest.mark.parametrize("name", sorted(set(REHEARSABLE) - BIRTHS))
 async def test_a_rehearsal_is_refused_as_the_commit_would_be(tenancy: Tenancy, name: str) -> None:
     call = CALLS[name]
     flow_id = await call.prepare(tenancy)
@@ -190,7 +191,7 @@ async def test_duplicates_at_the_same_time_are_one_commit(tenancy: Tenancy, name
     flow, event = flow_and_event(_parsed(name, answers[0]))
     stored, events = await _history(tenancy, flow.flow_id)
     assert (stored.revision, events[-1]) == (flow.revision, event)
-    if name == "CreateFlow":
+    if name in BIRTHS:
         assert len((await tenancy.call("ListFlows")).flows) == 2  # the prepared one and this one
 
 

@@ -19,23 +19,10 @@ from server.services import feed_watch, flow_watch, streams, tail, watch
 from server.wakeups import LocalWakeups
 from tests.conftest import Urls
 from tests.services.serving import served
-from tests.services.streams import Stream, kinds, own_server, rename
+from tests.services.streams import NARROW, Stream, begun, kinds, large_events, own_server, rename
 from tests.tenancy import Refusal, Tenancy
 
 AFTER = pb.WATCH_START_AFTER_REVISION
-LARGE = "x" * 2000
-
-
-async def _large_events(tenancy: Tenancy, flow_id: str, count: int) -> None:
-    report = {"phase": "data_import", "fraction": 0.5, "message": LARGE}
-    for _ in range(0, count, 100):
-        await asyncio.gather(*(tenancy.call("ReportProgress", flow_id=flow_id, progress=report) for _ in range(100)))
-
-
-async def _begun(tenancy: Tenancy) -> str:
-    flow_id = (await tenancy.create()).flow_id
-    await tenancy.move(flow_id, "data_import", "IN_PROGRESS")
-    return flow_id
 
 
 @contextmanager
@@ -96,8 +83,8 @@ async def test_a_tenants_events_are_read_and_written_once_however_many_watch(url
 async def test_many_who_ask_for_the_same_history_have_it_written_once(urls: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a restart, when everybody comes back at the same place."""
     async with own_server(urls) as (tenancy, _):
-        flow_id = await _begun(tenancy)
-        await _large_events(tenancy, flow_id, 300)
+        flow_id = await begun(tenancy)
+        await large_events(tenancy, flow_id, 300)
         with _counted(monkeypatch, flow_watch.FlowTold, "__init__") as written:
             watching = [Stream(tenancy, flow_id, start=AFTER) for _ in range(20)]
             for found in await asyncio.gather(*(stream.until(302) for stream in watching)):
@@ -115,13 +102,13 @@ async def test_who_falls_behind_what_is_in_memory_reads_from_the_store_and_comes
     monkeypatch.setattr(flow_watch, "PAGE_BYTES", 10_000)
     monkeypatch.setattr(feed_watch, "PAGE_BYTES", 10_000)
     async with own_server(urls) as (tenancy, _):
-        flow_id = await _begun(tenancy)
+        flow_id = await begun(tenancy)
         slow, fast = [Stream(tenancy, flow_id, start=AFTER) for _ in range(2)]
         slow_all, fast_all = [aiter(tenancy.watch_all(start=pb.WATCH_FLOWS_START_BEGINNING)) for _ in range(2)]
         await slow.next()
         for messages in (slow_all, fast_all):
             assert (await anext(messages)).HasField("opened")
-        await _large_events(tenancy, flow_id, 400)
+        await large_events(tenancy, flow_id, 400)
         await fast.until(402)
         for revision in range(1, 403):
             assert (await anext(fast_all)).change.revision == revision
@@ -135,15 +122,15 @@ async def test_who_falls_behind_what_is_in_memory_reads_from_the_store_and_comes
             assert (await anext(messages)).change.revision == 403
 
 
-# Events of 4,000 times two kilobytes are what one consumer would cost if they were kept for it; so many megabytes is what sixty may cost.
-SLOW, EVENTS, GROWTH_BYTES = 60, 4000, 100 * 1024 * 1024
+# Events of 1,500 times two kilobytes are what one consumer would cost if they were kept for it; so many megabytes is what ninety may cost.
+SLOW, EVENTS, GROWTH_BYTES = 60, 1500, 100 * 1024 * 1024
 
 
 async def test_slow_consumers_cost_bounded_memory(urls: Urls) -> None:
     async with served(urls) as server, grpc.aio.insecure_channel(server.address) as channel:
         tenancy = Tenancy.fresh(channel)
-        flow_id = await _begun(tenancy)
-        await _large_events(tenancy, flow_id, 500)  # so that what commits need is there before it is measured
+        flow_id = await begun(tenancy)
+        await large_events(tenancy, flow_id, 500)  # so that what commits need is there before it is measured
         process = psutil.Process(server.process.pid)
         before = process.memory_info().rss
         async with grpc.aio.insecure_channel(server.address) as other:
@@ -156,45 +143,18 @@ async def test_slow_consumers_cost_bounded_memory(urls: Urls) -> None:
             fast = Stream(tenancy, flow_id)
             await fast.next()
             reading = asyncio.create_task(fast.until(502 + EVENTS))
-            await _large_events(tenancy, flow_id, EVENTS)
+            await large_events(tenancy, flow_id, EVENTS)
             await reading
             assert process.memory_info().rss - before < GROWTH_BYTES
             # They are as slow as ever, and have missed nothing.
             assert kinds(await slow[0].until(502 + EVENTS)) == [("event", revision) for revision in range(503, 503 + EVENTS)]
 
 
-async def test_a_client_that_takes_nothing_is_dropped_once_its_stream_is_too_old(urls: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "LATE_SECONDS", 0.5)
-    run, gone = streams.Stream.run, asyncio.Event()
-
-    async def noticing(self: streams.Stream) -> None:
-        try:
-            await run(self)
-        finally:
-            gone.set()
-
-    monkeypatch.setattr(streams.Stream, "run", noticing)
-    async with own_server(urls, watch_max_age_seconds=1, watch_heartbeat_seconds=0.5) as (tenancy, _):
-        flow_id = await _begun(tenancy)
-        await _large_events(tenancy, flow_id, 5000)
-        stream = Stream(tenancy, flow_id, start=AFTER)
-        await stream.next()  # and nothing after that: the stream stands still with its connection full
-        async with asyncio.timeout(10):
-            await gone.wait()
-        seen = [1]
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            while True:
-                seen.append((await stream.next()).revision)
-        assert ended.value.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
-        assert seen == list(range(1, len(seen) + 1))
-        assert len(seen) < 5002
-
-
 async def test_a_stream_that_is_too_old_and_never_catches_up_ends_where_it_is(urls: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "LATE_SECONDS", 0.2)
-    async with own_server(urls, watch_max_age_seconds=1) as (tenancy, _):
-        flow_id = await _begun(tenancy)
-        await _large_events(tenancy, flow_id, 3000)
+    async with own_server(urls, NARROW, watch_max_age_seconds=1) as (tenancy, _):
+        flow_id = await begun(tenancy)
+        await large_events(tenancy, flow_id, 600)
         stream = Stream(tenancy, flow_id, start=AFTER)
         found = [await stream.next()]
         while not found[-1].HasField("end"):
@@ -202,7 +162,7 @@ async def test_a_stream_that_is_too_old_and_never_catches_up_ends_where_it_is(ur
             found.append(await stream.next())
         assert found[-1].end.reason == pb.WATCH_END_REASON_MAX_AGE
         assert kinds(found[:-1]) == [("event", revision) for revision in range(1, found[-1].revision + 1)]
-        assert found[-1].revision < 3002
+        assert found[-1].revision < 602
         resumed = Stream(tenancy, flow_id, resume_token=found[-1].resume_token)
         assert (await resumed.next()).revision == found[-1].revision + 1
 
@@ -223,7 +183,7 @@ async def test_a_tenants_watches_are_counted_and_counted_down_however_they_end(u
                 assert (refusal.metadata["limit"], refusal.metadata["actual"]) == ("3", "4")
 
         async def admitted(open_one: Callable[[], Any]) -> Any:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while True:  # a call that its client gave up is noticed a moment later
                     call = open_one()
                     try:
@@ -266,7 +226,7 @@ def _tasks() -> set[asyncio.Task[Any]]:
 
 
 async def _gone(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - gRPC gives no signal when it has noticed that a client went
             await asyncio.sleep(0.01)
 
@@ -276,16 +236,16 @@ async def test_watches_that_are_left_leave_no_task_and_no_memory(urls: Urls, mon
     kept: list[tail.Tail] = []
     begin = tail.Tail.__init__
 
-    def begun(self: tail.Tail, *arguments: Any) -> None:
+    def keeping(self: tail.Tail, *arguments: Any) -> None:
         kept.append(self)
         begin(self, *arguments)
 
-    monkeypatch.setattr(tail.Tail, "__init__", begun)
+    monkeypatch.setattr(tail.Tail, "__init__", keeping)
     others = _tasks()
     async with own_server(urls, watch_poll_seconds=0.05) as (tenancy, server):
-        flow_id = await _begun(tenancy)
+        flow_id = await begun(tenancy)
         if reading == "sending":
-            await _large_events(tenancy, flow_id, 500)
+            await large_events(tenancy, flow_id, 500)
         async with grpc.aio.insecure_channel(server.address) as channel:
             start = pb.WATCH_FLOWS_START_BEGINNING
             calls = [tenancy.on(channel).watch(flow_id, start=AFTER) for _ in range(10)]

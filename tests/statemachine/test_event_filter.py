@@ -8,7 +8,7 @@ import pytest
 
 from server.statemachine import event as told
 from server.statemachine.change import PauseFlow, RecordActivity, ReportProgress, UpdateFlow
-from server.statemachine.event_filter import EventFilter, EventKind, kind_of, phases_of
+from server.statemachine.event_filter import EventFilter, EventKind, kind_of, phases_of, types_of
 from server.statemachine.values import ActivityEntry, ActivityKind
 
 from .story import S, begun
@@ -48,6 +48,13 @@ def test_phases_and_their_activity_are_about_a_phase_and_nothing_else_is() -> No
     (moved, *_) = story.move("data_import", S.IN_PROGRESS).event.facts
     (paused, noted) = story.do(PauseFlow(), NOTED).event.facts
     assert [sorted(phases_of(fact)) for fact in (moved, paused, noted)] == [["data_import"], [], ["data_import"]]
+
+
+def test_a_kind_is_found_among_the_types_that_may_be_of_it() -> None:
+    assert types_of(frozenset({EventKind.PROGRESS_REPORTED})) == types_of(frozenset({EventKind.PHASE_CHANGED})) == {told.PhaseChanged}
+    assert types_of(frozenset({EventKind.FIELDS_CHANGED})) == {told.NameChanged, told.LabelsChanged}
+    assert types_of(frozenset(EventKind)) == {*get_args(told.Fact)}
+    assert types_of(frozenset()) == frozenset()
 
 
 PHASE, REPORT, HOLD = EventKind.PHASE_CHANGED, EventKind.PROGRESS_REPORTED, EventKind.HOLD_CHANGED

@@ -8,6 +8,7 @@ from flowledger.v1 import change_pb2 as _change_pb2
 from flowledger.v1 import document_pb2 as _document_pb2
 from flowledger.v1 import event_pb2 as _event_pb2
 from flowledger.v1 import flow_pb2 as _flow_pb2
+from flowledger.v1 import history_pb2 as _history_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -24,6 +25,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ReadConsistency:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReadConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReadConsistency.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    READ_CONSISTENCY_UNSPECIFIED: _ReadConsistency.ValueType  # 0
+    """The default: strong."""
+    READ_CONSISTENCY_STRONG: _ReadConsistency.ValueType  # 1
+    """Whatever was committed before the call is seen, whoever committed it and through which server. The flow's revision is asked of the database."""
+    READ_CONSISTENCY_CACHED: _ReadConsistency.ValueType  # 2
+    """What some server read or committed at most some seconds ago (README: FLOWLEDGER_CACHE_SECONDS), without asking the database where that is known. Never older than
+    min_revision: a caller that gives the revision of its own last change reads its own writes, on any server.
+    """
+
+class ReadConsistency(_ReadConsistency, metaclass=_ReadConsistencyEnumTypeWrapper):
+    """How current a read must be."""
+
+READ_CONSISTENCY_UNSPECIFIED: ReadConsistency.ValueType  # 0
+"""The default: strong."""
+READ_CONSISTENCY_STRONG: ReadConsistency.ValueType  # 1
+"""Whatever was committed before the call is seen, whoever committed it and through which server. The flow's revision is asked of the database."""
+READ_CONSISTENCY_CACHED: ReadConsistency.ValueType  # 2
+"""What some server read or committed at most some seconds ago (README: FLOWLEDGER_CACHE_SECONDS), without asking the database where that is known. Never older than
+min_revision: a caller that gives the revision of its own last change reads its own writes, on any server.
+"""
+Global___ReadConsistency: _TypeAlias = ReadConsistency  # noqa: Y015
 
 class _WatchStart:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -252,6 +281,7 @@ class GetFlowRequest(_message.Message):
     FORM_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
     AT_REVISION_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.str
     view: _flow_pb2.FlowView.ValueType
     """Default BASIC."""
@@ -260,6 +290,7 @@ class GetFlowRequest(_message.Message):
     """The flow must be at least at this revision; 0 = any."""
     at_revision: _builtins.int
     """As the flow was at this revision; 0 = as it is. Not together with min_revision."""
+    consistency: Global___ReadConsistency.ValueType
     def __init__(
         self,
         *,
@@ -268,10 +299,11 @@ class GetFlowRequest(_message.Message):
         form: _document_pb2.DocumentForm.ValueType = ...,
         min_revision: _builtins.int = ...,
         at_revision: _builtins.int = ...,
+        consistency: Global___ReadConsistency.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_revision", b"at_revision", "flow_id", b"flow_id", "form", b"form", "min_revision", b"min_revision", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_revision", b"at_revision", "consistency", b"consistency", "flow_id", b"flow_id", "form", b"form", "min_revision", b"min_revision", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,9 +336,11 @@ class BatchGetFlowsRequest(_message.Message):
     FLOW_IDS_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     FORM_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     view: _flow_pb2.FlowView.ValueType
     """Default BASIC."""
     form: _document_pb2.DocumentForm.ValueType
+    consistency: Global___ReadConsistency.ValueType
     @_builtins.property
     def flow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to 100."""
@@ -317,10 +351,11 @@ class BatchGetFlowsRequest(_message.Message):
         flow_ids: _abc.Iterable[_builtins.str] | None = ...,
         view: _flow_pb2.FlowView.ValueType = ...,
         form: _document_pb2.DocumentForm.ValueType = ...,
+        consistency: Global___ReadConsistency.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_ids", b"flow_ids", "form", b"form", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "flow_ids", b"flow_ids", "form", b"form", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1294,12 +1329,35 @@ class ListFlowEventsRequest(_message.Message):
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.str
     after_revision: _builtins.int
     """Only events after this revision; 0 = from the first."""
     page_size: _builtins.int
     """0 = 100; at most 1,000."""
     page_token: _builtins.str
+    actor: _builtins.str
+    """Only what this user or agent committed."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.EventKind.ValueType]:
+        """Only events with a change of one of these kinds; empty = of any. At most 20."""
+
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only events with a change of one of these phases, or activity about one; with kinds, the same change must be both. At most 20."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only events of this time or later."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only events before this time."""
+
     def __init__(
         self,
         *,
@@ -1307,10 +1365,15 @@ class ListFlowEventsRequest(_message.Message):
         after_revision: _builtins.int = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        kinds: _abc.Iterable[_event_pb2.EventKind.ValueType] | None = ...,
+        phases: _abc.Iterable[_builtins.str] | None = ...,
+        actor: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "flow_id", b"flow_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "after_revision", b"after_revision", "end_time", b"end_time", "flow_id", b"flow_id", "kinds", b"kinds", "page_size", b"page_size", "page_token", b"page_token", "phases", b"phases", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1327,6 +1390,7 @@ class ListFlowEventsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     oldest_revision: _builtins.int
+    """Of the events that are kept, with or without a filter."""
     head_revision: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.FlowEvent]: ...
@@ -1345,6 +1409,187 @@ class ListFlowEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListFlowEventsResponse: _TypeAlias = ListFlowEventsResponse  # noqa: Y015
+
+@_typing.final
+class DiffFlowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_ID_FIELD_NUMBER: _builtins.int
+    FROM_REVISION_FIELD_NUMBER: _builtins.int
+    TO_REVISION_FIELD_NUMBER: _builtins.int
+    flow_id: _builtins.str
+    from_revision: _builtins.int
+    """0 = the flow as it is."""
+    to_revision: _builtins.int
+    """0 = the flow as it is."""
+    def __init__(
+        self,
+        *,
+        flow_id: _builtins.str = ...,
+        from_revision: _builtins.int = ...,
+        to_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_id", b"flow_id", "from_revision", b"from_revision", "to_revision", b"to_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffFlowRequest: _TypeAlias = DiffFlowRequest  # noqa: Y015
+
+@_typing.final
+class DiffFlowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIFF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def diff(self) -> _history_pb2.FlowDiff: ...
+    def __init__(
+        self,
+        *,
+        diff: _history_pb2.FlowDiff | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["diff", b"diff"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["diff", b"diff"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffFlowResponse: _TypeAlias = DiffFlowResponse  # noqa: Y015
+
+@_typing.final
+class RevertFlowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    flow_id: _builtins.str
+    revision: _builtins.int
+    """Required: whose content the flow shall have."""
+    reason: _builtins.str
+    """At most 2,000 characters; stays in the event."""
+    expected_revision: _builtins.int
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        flow_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        expected_revision: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_revision", b"expected_revision", "flow_id", b"flow_id", "reason", b"reason", "request_id", b"request_id", "revision", b"revision", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevertFlowRequest: _TypeAlias = RevertFlowRequest  # noqa: Y015
+
+@_typing.final
+class RevertFlowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    DIFF_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def flow(self) -> _flow_pb2.Flow: ...
+    @_builtins.property
+    def event(self) -> _event_pb2.FlowEvent: ...
+    @_builtins.property
+    def diff(self) -> _history_pb2.FlowDiff:
+        """With validate_only: from the flow as it is to what it would be."""
+
+    def __init__(
+        self,
+        *,
+        flow: _flow_pb2.Flow | None = ...,
+        event: _event_pb2.FlowEvent | None = ...,
+        diff: _history_pb2.FlowDiff | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["diff", b"diff", "event", b"event", "flow", b"flow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["diff", b"diff", "event", b"event", "flow", b"flow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevertFlowResponse: _TypeAlias = RevertFlowResponse  # noqa: Y015
+
+@_typing.final
+class ForkFlowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    NEW_FLOW_ID_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    flow_id: _builtins.str
+    """The flow to copy."""
+    revision: _builtins.int
+    """Which of its revisions; 0 = as it is."""
+    new_flow_id: _builtins.str
+    """Empty: the service makes a UUIDv7."""
+    display_name: _builtins.str
+    """At most 200 characters; absent: the source's."""
+    reason: _builtins.str
+    """At most 2,000 characters; stays in the event."""
+    request_id: _builtins.str
+    validate_only: _builtins.bool
+    def __init__(
+        self,
+        *,
+        flow_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        new_flow_id: _builtins.str = ...,
+        display_name: _builtins.str | None = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_display_name", b"_display_name", "display_name", b"display_name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_display_name", b"_display_name", "display_name", b"display_name", "flow_id", b"flow_id", "new_flow_id", b"new_flow_id", "reason", b"reason", "request_id", b"request_id", "revision", b"revision", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__display_name: _TypeAlias = _typing.Literal["display_name"]  # noqa: Y015
+    _WhichOneofArgType__display_name: _TypeAlias = _typing.Literal["_display_name", b"_display_name"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__display_name) -> _WhichOneofReturnType__display_name | None: ...
+
+Global___ForkFlowRequest: _TypeAlias = ForkFlowRequest  # noqa: Y015
+
+@_typing.final
+class ForkFlowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def flow(self) -> _flow_pb2.Flow: ...
+    @_builtins.property
+    def event(self) -> _event_pb2.FlowEvent: ...
+    def __init__(
+        self,
+        *,
+        flow: _flow_pb2.Flow | None = ...,
+        event: _event_pb2.FlowEvent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "flow", b"flow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "flow", b"flow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkFlowResponse: _TypeAlias = ForkFlowResponse  # noqa: Y015
 
 @_typing.final
 class WatchFlowRequest(_message.Message):

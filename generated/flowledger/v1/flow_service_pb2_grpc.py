@@ -150,6 +150,21 @@ class FlowServiceStub(object):
                 request_serializer=flowledger_dot_v1_dot_flow__service__pb2.ListFlowEventsRequest.SerializeToString,
                 response_deserializer=flowledger_dot_v1_dot_flow__service__pb2.ListFlowEventsResponse.FromString,
                 _registered_method=True)
+        self.DiffFlow = channel.unary_unary(
+                '/flowledger.v1.FlowService/DiffFlow',
+                request_serializer=flowledger_dot_v1_dot_flow__service__pb2.DiffFlowRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_flow__service__pb2.DiffFlowResponse.FromString,
+                _registered_method=True)
+        self.RevertFlow = channel.unary_unary(
+                '/flowledger.v1.FlowService/RevertFlow',
+                request_serializer=flowledger_dot_v1_dot_flow__service__pb2.RevertFlowRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_flow__service__pb2.RevertFlowResponse.FromString,
+                _registered_method=True)
+        self.ForkFlow = channel.unary_unary(
+                '/flowledger.v1.FlowService/ForkFlow',
+                request_serializer=flowledger_dot_v1_dot_flow__service__pb2.ForkFlowRequest.SerializeToString,
+                response_deserializer=flowledger_dot_v1_dot_flow__service__pb2.ForkFlowResponse.FromString,
+                _registered_method=True)
         self.WatchFlow = channel.unary_stream(
                 '/flowledger.v1.FlowService/WatchFlow',
                 request_serializer=flowledger_dot_v1_dot_flow__service__pb2.WatchFlowRequest.SerializeToString,
@@ -383,8 +398,44 @@ class FlowServiceServicer(object):
     def ListFlowEvents(self, request, context):
         """Returns a flow's events, oldest first, page by page.
 
+        With kinds, phases, actor, start_time or end_time only those that match all of them. A page looks at 5,000 revisions at most, so that it may be short, or empty, while
+        next_page_token tells that there is more.
         Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); INVALID_ARGUMENT for a page token that was not
         made for this tenant and query.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffFlow(self, request, context):
+        """Says what differs between two revisions of a flow, in either direction.
+
+        Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when a revision cannot be
+        rebuilt from what is stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevertFlow(self, request, context):
+        """Makes an old revision's content the newest: name, labels, hold, children, phases and documents. Identity, lineage, activity and the history itself stay as they are.
+
+        Writes a new revision, the children, the documents that differ, one event with a `replaced` change (REVERT). A child or a document that the old revision does not have is removed.
+        Fails with NOT_FOUND FLOW_NOT_FOUND; ABORTED CONCURRENT_MODIFICATION; FAILED_PRECONDITION FLOW_NOT_ACTIVE (cancelled or deleted); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or
+        REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+        validate_only: yes. diff then says what would change. Returns the BASIC view.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkFlow(self, request, context):
+        """Starts a new flow with the content of any kept revision of another one. The new flow has ids of its own, also for its children, no hold, and tells its lineage.
+
+        Writes the new flow at revision 1, its children and documents, one event with a `replaced` change (FORK). The source stays as it is; it may be deleted or have ended.
+        Fails with NOT_FOUND FLOW_NOT_FOUND (the source); ALREADY_EXISTS FLOW_EXISTS (new_flow_id is taken); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED
+        (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+        validate_only: yes. Returns the BASIC view.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -399,7 +450,8 @@ class FlowServiceServicer(object):
         service ends has an `end` message last, with the reason; a broken stream is taken up again with the last resume_token, or AFTER_REVISION and the last `revision`, that was
         received, on any server.
         Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); RESOURCE_EXHAUSTED QUOTA_EXCEEDED (limit, actual) when
-        the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter.
+        the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter; UNAVAILABLE STREAM_STALLED when
+        the stream is old and was not read for 30 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -414,7 +466,8 @@ class FlowServiceServicer(object):
         of lost ones are not.
         Heartbeats and ends are as in WatchFlow; there is no end for FLOW_TERMINAL and FLOW_DELETED.
         Fails with INVALID_ARGUMENT for a filter that cannot be read and for a resume_token that was not made for this tenant and filter; OUT_OF_RANGE POSITION_COMPACTED when events after the
-        token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED as WatchFlow.
+        token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED and UNAVAILABLE
+        STREAM_STALLED as WatchFlow.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -522,6 +575,21 @@ def add_FlowServiceServicer_to_server(servicer, server):
                     servicer.ListFlowEvents,
                     request_deserializer=flowledger_dot_v1_dot_flow__service__pb2.ListFlowEventsRequest.FromString,
                     response_serializer=flowledger_dot_v1_dot_flow__service__pb2.ListFlowEventsResponse.SerializeToString,
+            ),
+            'DiffFlow': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffFlow,
+                    request_deserializer=flowledger_dot_v1_dot_flow__service__pb2.DiffFlowRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_flow__service__pb2.DiffFlowResponse.SerializeToString,
+            ),
+            'RevertFlow': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevertFlow,
+                    request_deserializer=flowledger_dot_v1_dot_flow__service__pb2.RevertFlowRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_flow__service__pb2.RevertFlowResponse.SerializeToString,
+            ),
+            'ForkFlow': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkFlow,
+                    request_deserializer=flowledger_dot_v1_dot_flow__service__pb2.ForkFlowRequest.FromString,
+                    response_serializer=flowledger_dot_v1_dot_flow__service__pb2.ForkFlowResponse.SerializeToString,
             ),
             'WatchFlow': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchFlow,
@@ -1090,6 +1158,87 @@ class FlowService(object):
             '/flowledger.v1.FlowService/ListFlowEvents',
             flowledger_dot_v1_dot_flow__service__pb2.ListFlowEventsRequest.SerializeToString,
             flowledger_dot_v1_dot_flow__service__pb2.ListFlowEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffFlow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.FlowService/DiffFlow',
+            flowledger_dot_v1_dot_flow__service__pb2.DiffFlowRequest.SerializeToString,
+            flowledger_dot_v1_dot_flow__service__pb2.DiffFlowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevertFlow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.FlowService/RevertFlow',
+            flowledger_dot_v1_dot_flow__service__pb2.RevertFlowRequest.SerializeToString,
+            flowledger_dot_v1_dot_flow__service__pb2.RevertFlowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkFlow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flowledger.v1.FlowService/ForkFlow',
+            flowledger_dot_v1_dot_flow__service__pb2.ForkFlowRequest.SerializeToString,
+            flowledger_dot_v1_dot_flow__service__pb2.ForkFlowResponse.FromString,
             options,
             channel_credentials,
             insecure,

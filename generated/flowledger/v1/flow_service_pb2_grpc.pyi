@@ -175,8 +175,32 @@ class FlowServiceStub:
     ListFlowEvents: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.ListFlowEventsRequest, _flow_service_pb2.ListFlowEventsResponse]
     """Returns a flow's events, oldest first, page by page.
 
+    With kinds, phases, actor, start_time or end_time only those that match all of them. A page looks at 5,000 revisions at most, so that it may be short, or empty, while
+    next_page_token tells that there is more.
     Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); INVALID_ARGUMENT for a page token that was not
     made for this tenant and query.
+    """
+    DiffFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.DiffFlowRequest, _flow_service_pb2.DiffFlowResponse]
+    """Says what differs between two revisions of a flow, in either direction.
+
+    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when a revision cannot be
+    rebuilt from what is stored.
+    """
+    RevertFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.RevertFlowRequest, _flow_service_pb2.RevertFlowResponse]
+    """Makes an old revision's content the newest: name, labels, hold, children, phases and documents. Identity, lineage, activity and the history itself stay as they are.
+
+    Writes a new revision, the children, the documents that differ, one event with a `replaced` change (REVERT). A child or a document that the old revision does not have is removed.
+    Fails with NOT_FOUND FLOW_NOT_FOUND; ABORTED CONCURRENT_MODIFICATION; FAILED_PRECONDITION FLOW_NOT_ACTIVE (cancelled or deleted); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or
+    REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+    validate_only: yes. diff then says what would change. Returns the BASIC view.
+    """
+    ForkFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.ForkFlowRequest, _flow_service_pb2.ForkFlowResponse]
+    """Starts a new flow with the content of any kept revision of another one. The new flow has ids of its own, also for its children, no hold, and tells its lineage.
+
+    Writes the new flow at revision 1, its children and documents, one event with a `replaced` change (FORK). The source stays as it is; it may be deleted or have ended.
+    Fails with NOT_FOUND FLOW_NOT_FOUND (the source); ALREADY_EXISTS FLOW_EXISTS (new_flow_id is taken); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED
+    (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+    validate_only: yes. Returns the BASIC view.
     """
     WatchFlow: _grpc.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowRequest, _flow_service_pb2.WatchFlowResponse]
     """Pushes a flow's progress until it ends.
@@ -187,7 +211,8 @@ class FlowServiceStub:
     service ends has an `end` message last, with the reason; a broken stream is taken up again with the last resume_token, or AFTER_REVISION and the last `revision`, that was
     received, on any server.
     Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); RESOURCE_EXHAUSTED QUOTA_EXCEEDED (limit, actual) when
-    the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter.
+    the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter; UNAVAILABLE STREAM_STALLED when
+    the stream is old and was not read for 30 s.
     """
     WatchFlows: _grpc.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowsRequest, _flow_service_pb2.WatchFlowsResponse]
     """Pushes the events of all flows of the tenant that match, one stream for all of them, without end.
@@ -198,7 +223,8 @@ class FlowServiceStub:
     of lost ones are not.
     Heartbeats and ends are as in WatchFlow; there is no end for FLOW_TERMINAL and FLOW_DELETED.
     Fails with INVALID_ARGUMENT for a filter that cannot be read and for a resume_token that was not made for this tenant and filter; OUT_OF_RANGE POSITION_COMPACTED when events after the
-    token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED as WatchFlow.
+    token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED and UNAVAILABLE
+    STREAM_STALLED as WatchFlow.
     """
 
 @_typing.type_check_only
@@ -348,8 +374,32 @@ class FlowServiceAsyncStub(FlowServiceStub):
     ListFlowEvents: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.ListFlowEventsRequest, _flow_service_pb2.ListFlowEventsResponse]  # type: ignore[assignment]
     """Returns a flow's events, oldest first, page by page.
 
+    With kinds, phases, actor, start_time or end_time only those that match all of them. A page looks at 5,000 revisions at most, so that it may be short, or empty, while
+    next_page_token tells that there is more.
     Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); INVALID_ARGUMENT for a page token that was not
     made for this tenant and query.
+    """
+    DiffFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.DiffFlowRequest, _flow_service_pb2.DiffFlowResponse]  # type: ignore[assignment]
+    """Says what differs between two revisions of a flow, in either direction.
+
+    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when a revision cannot be
+    rebuilt from what is stored.
+    """
+    RevertFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.RevertFlowRequest, _flow_service_pb2.RevertFlowResponse]  # type: ignore[assignment]
+    """Makes an old revision's content the newest: name, labels, hold, children, phases and documents. Identity, lineage, activity and the history itself stay as they are.
+
+    Writes a new revision, the children, the documents that differ, one event with a `replaced` change (REVERT). A child or a document that the old revision does not have is removed.
+    Fails with NOT_FOUND FLOW_NOT_FOUND; ABORTED CONCURRENT_MODIFICATION; FAILED_PRECONDITION FLOW_NOT_ACTIVE (cancelled or deleted); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or
+    REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+    validate_only: yes. diff then says what would change. Returns the BASIC view.
+    """
+    ForkFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.ForkFlowRequest, _flow_service_pb2.ForkFlowResponse]  # type: ignore[assignment]
+    """Starts a new flow with the content of any kept revision of another one. The new flow has ids of its own, also for its children, no hold, and tells its lineage.
+
+    Writes the new flow at revision 1, its children and documents, one event with a `replaced` change (FORK). The source stays as it is; it may be deleted or have ended.
+    Fails with NOT_FOUND FLOW_NOT_FOUND (the source); ALREADY_EXISTS FLOW_EXISTS (new_flow_id is taken); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED
+    (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+    validate_only: yes. Returns the BASIC view.
     """
     WatchFlow: _aio.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowRequest, _flow_service_pb2.WatchFlowResponse]  # type: ignore[assignment]
     """Pushes a flow's progress until it ends.
@@ -360,7 +410,8 @@ class FlowServiceAsyncStub(FlowServiceStub):
     service ends has an `end` message last, with the reason; a broken stream is taken up again with the last resume_token, or AFTER_REVISION and the last `revision`, that was
     received, on any server.
     Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); RESOURCE_EXHAUSTED QUOTA_EXCEEDED (limit, actual) when
-    the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter.
+    the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter; UNAVAILABLE STREAM_STALLED when
+    the stream is old and was not read for 30 s.
     """
     WatchFlows: _aio.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowsRequest, _flow_service_pb2.WatchFlowsResponse]  # type: ignore[assignment]
     """Pushes the events of all flows of the tenant that match, one stream for all of them, without end.
@@ -371,7 +422,8 @@ class FlowServiceAsyncStub(FlowServiceStub):
     of lost ones are not.
     Heartbeats and ends are as in WatchFlow; there is no end for FLOW_TERMINAL and FLOW_DELETED.
     Fails with INVALID_ARGUMENT for a filter that cannot be read and for a resume_token that was not made for this tenant and filter; OUT_OF_RANGE POSITION_COMPACTED when events after the
-    token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED as WatchFlow.
+    token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED and UNAVAILABLE
+    STREAM_STALLED as WatchFlow.
     """
 
 class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -638,8 +690,50 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_flow_service_pb2.ListFlowEventsResponse, _abc.Awaitable[_flow_service_pb2.ListFlowEventsResponse]]:
         """Returns a flow's events, oldest first, page by page.
 
+        With kinds, phases, actor, start_time or end_time only those that match all of them. A page looks at 5,000 revisions at most, so that it may be short, or empty, while
+        next_page_token tells that there is more.
         Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); INVALID_ARGUMENT for a page token that was not
         made for this tenant and query.
+        """
+
+    @_abc_1.abstractmethod
+    def DiffFlow(
+        self,
+        request: _flow_service_pb2.DiffFlowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_flow_service_pb2.DiffFlowResponse, _abc.Awaitable[_flow_service_pb2.DiffFlowResponse]]:
+        """Says what differs between two revisions of a flow, in either direction.
+
+        Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when a revision cannot be
+        rebuilt from what is stored.
+        """
+
+    @_abc_1.abstractmethod
+    def RevertFlow(
+        self,
+        request: _flow_service_pb2.RevertFlowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_flow_service_pb2.RevertFlowResponse, _abc.Awaitable[_flow_service_pb2.RevertFlowResponse]]:
+        """Makes an old revision's content the newest: name, labels, hold, children, phases and documents. Identity, lineage, activity and the history itself stay as they are.
+
+        Writes a new revision, the children, the documents that differ, one event with a `replaced` change (REVERT). A child or a document that the old revision does not have is removed.
+        Fails with NOT_FOUND FLOW_NOT_FOUND; ABORTED CONCURRENT_MODIFICATION; FAILED_PRECONDITION FLOW_NOT_ACTIVE (cancelled or deleted); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or
+        REVISION_COMPACTED (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+        validate_only: yes. diff then says what would change. Returns the BASIC view.
+        """
+
+    @_abc_1.abstractmethod
+    def ForkFlow(
+        self,
+        request: _flow_service_pb2.ForkFlowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_flow_service_pb2.ForkFlowResponse, _abc.Awaitable[_flow_service_pb2.ForkFlowResponse]]:
+        """Starts a new flow with the content of any kept revision of another one. The new flow has ids of its own, also for its children, no hold, and tells its lineage.
+
+        Writes the new flow at revision 1, its children and documents, one event with a `replaced` change (FORK). The source stays as it is; it may be deleted or have ended.
+        Fails with NOT_FOUND FLOW_NOT_FOUND (the source); ALREADY_EXISTS FLOW_EXISTS (new_flow_id is taken); OUT_OF_RANGE REVISION_IN_FUTURE (head_revision) or REVISION_COMPACTED
+        (oldest_revision); DATA_LOSS HISTORY_DAMAGED when the revision cannot be rebuilt from what is stored.
+        validate_only: yes. Returns the BASIC view.
         """
 
     @_abc_1.abstractmethod
@@ -656,7 +750,8 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
         service ends has an `end` message last, with the reason; a broken stream is taken up again with the last resume_token, or AFTER_REVISION and the last `revision`, that was
         received, on any server.
         Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); RESOURCE_EXHAUSTED QUOTA_EXCEEDED (limit, actual) when
-        the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter.
+        the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter; UNAVAILABLE STREAM_STALLED when
+        the stream is old and was not read for 30 s.
         """
 
     @_abc_1.abstractmethod
@@ -673,7 +768,8 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
         of lost ones are not.
         Heartbeats and ends are as in WatchFlow; there is no end for FLOW_TERMINAL and FLOW_DELETED.
         Fails with INVALID_ARGUMENT for a filter that cannot be read and for a resume_token that was not made for this tenant and filter; OUT_OF_RANGE POSITION_COMPACTED when events after the
-        token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED as WatchFlow.
+        token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED and UNAVAILABLE
+        STREAM_STALLED as WatchFlow.
         """
 
 def add_FlowServiceServicer_to_server(servicer: FlowServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""Hints that a flow moved. They may be lost, late or doubled; they hold no data, so that nothing can be wrong about them."""
+"""Hints within one process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from contextlib import contextmanager
 
 from server.statemachine.values import FlowKey
 
+Heard = Callable[[FlowKey, int], None]
+
 
 class LocalWakeups:
-    """Hints within one process."""
+    """Hints within one process; ``relay`` is told of those that began here, for other processes."""
 
     def __init__(self) -> None:
         self._listeners: dict[FlowKey, set[asyncio.Event]] = {}
-        self._told: list[Callable[[FlowKey], None]] = []
+        self._told: list[Heard] = []
+        self.relay: Heard | None = None
 
-    def tell(self, heard: Callable[[FlowKey], None]) -> None:
+    def tell(self, heard: Heard) -> None:
         """Let ``heard`` know of every hint, whatever flow it is of."""
         self._told.append(heard)
 
@@ -33,12 +36,18 @@ class LocalWakeups:
             if not listeners:
                 del self._listeners[key]
 
-    def ring(self, key: FlowKey) -> None:
-        """Tell whoever listens that the flow moved."""
+    def ring(self, key: FlowKey, revision: int) -> None:
+        """The flow came to ``revision`` here: tell whoever listens, in other processes too."""
+        self.heard(key, revision)
+        if self.relay is not None:
+            self.relay(key, revision)
+
+    def heard(self, key: FlowKey, revision: int) -> None:
+        """The flow came to ``revision`` somewhere: tell whoever listens here."""
         for moved in self._listeners.get(key, ()):
             moved.set()
         for told in self._told:
-            told(key)
+            told(key, revision)
 
     def ring_all(self) -> None:
         """Tell everybody, whatever they listen for."""

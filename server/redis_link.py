@@ -1,0 +1,49 @@
+"""Connections to Redis that never hold anybody up: short time-outs, no second tries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+# The library's own defaults are ten tries of five seconds (EXAMPLES, trap 28).
+CALL_SECONDS = 0.1
+LISTEN_SECONDS = 5.0
+CONNECTIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RedisLink:
+    """``calls`` is for commands, ``listening`` for a subscription; neither connects before it is used."""
+
+    calls: Redis
+    listening: Redis
+
+
+@asynccontextmanager
+async def linked(url: str) -> AsyncIterator[RedisLink]:
+    """The connections while the block lasts."""
+
+    def client(seconds: float, connections: int) -> Redis:
+        made: Redis = Redis.from_url(
+            url,
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            max_connections=connections,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            health_check_interval=0,
+            client_name="flowledger",
+        )
+        return made
+
+    link = RedisLink(client(CALL_SECONDS, CONNECTIONS), client(LISTEN_SECONDS, 2))
+    try:
+        yield link
+    finally:
+        await link.calls.aclose()
+        await link.listening.aclose()
