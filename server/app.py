@@ -51,6 +51,8 @@ HEALTH_SECONDS = 2.0
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
+# So many calls may wait to be taken.
+PENDING_CALLS = 20_000
 
 
 def now() -> datetime:
@@ -82,6 +84,9 @@ def channel_options(settings: Settings, port: Port = Port.OWN) -> list[tuple[str
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # Two servers on one port share its connections without a word: only workers may.
         ("grpc.so_reuseport", 1 if port is Port.SHARED else 0),
+        # Of calls that come all at once, as when every stream comes back after a restart, gRPC ends those beyond a thousand with CANCELLED.
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
         # A peer that vanished from an idle stream is noticed after about ten seconds.
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),

@@ -112,3 +112,15 @@ async def test_on_idle_streams_a_dead_peer_is_noticed_and_one_that_pings_often_i
                 assert not ended, "a client that pings within the rules was cut off"
                 await tenancy.call("CancelFlow", flow_id=flow_id)
                 assert (await kept).event.revision == 2
+
+
+async def test_streams_that_all_come_at_once_are_all_taken(urls: Urls) -> None:
+    count = 2500
+    async with _serving(urls) as (_, tenancy):
+        flow_id = (await tenancy.create()).flow_id
+        calls = [tenancy.watch(flow_id) for _ in range(count)]
+        async with asyncio.timeout(60):
+            first = await asyncio.gather(*(call.read() for call in calls))
+        assert [message.WhichOneof("message") for message in first] == ["opened"] * count
+        for call in calls:
+            call.cancel()
