@@ -38,6 +38,7 @@ from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
 from server.repository.erasure import Erasure
 from server.repository.events import Events
+from server.repository.feed import Feed
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
@@ -80,6 +81,8 @@ SIGNING = b"flowledger signing"
 REFUSING_SECONDS = 0.25
 # Part of the drain in which balancers are waited for that ask for health now and then: they send calls here until they have heard.
 HEARING_PART = 0.5
+# So many calls may wait to be taken.
+PENDING_CALLS = 20_000
 
 
 def now() -> datetime:
@@ -111,6 +114,9 @@ def channel_options(settings: Settings, port: Port = Port.OWN) -> list[tuple[str
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # Two servers on one port share its connections without a word: only workers may.
         ("grpc.so_reuseport", 1 if port is Port.SHARED else 0),
+        # Of calls that come all at once, as when every stream comes back after a restart, gRPC ends those beyond a thousand with CANCELLED.
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
         # A peer that vanished from an idle stream is noticed after about ten seconds.
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),
@@ -153,9 +159,14 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         await _relay(stack, settings, database, wakeups, redis)
         commits = Commits(database, flows, Heads(memory // 4), Texts(memory // 4), wakeups.ring, settings.commit_lanes)
         watching = WatchSettings(
-            settings.watch_poll_seconds, settings.watch_heartbeat_seconds, settings.watch_max_age_seconds, random.SystemRandom().random
+            settings.watch_poll_seconds,
+            settings.watch_heartbeat_seconds,
+            settings.watch_max_age_seconds,
+            random.SystemRandom().random,
+            settings.streams_per_tenant,
         )
-        watches = Watches(flows, events, wakeups, now, watching)
+        watches = Watches(flows, events, Feed(database), now, watching, token_key)
+        wakeups.tell(watches.heard)
         alerts = Alerts(database)
         alert_admin = AlertAdmin(alerts, wakeups, now, watching, token_key)
         limits = document.Limits(settings.max_document_bytes)

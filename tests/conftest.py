@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--corrupted", type=int, default=18, help="how many flows are corrupted in test_corruption.py")
     parser.addoption("--kills", type=int, default=2, help="how often each test kills that kills again and again")
+    parser.addoption("--faults", type=int, default=1, help="how many faults each test of test_watch_guarantees.py has")
     parser.addoption("--hang", type=float, default=8.0, help="for how many seconds PostgreSQL stands still under load")
     parser.addoption("--pooler", action="store_true", help="servers and stores reach PostgreSQL through a PgBouncer in transaction mode")
     parser.addoption(

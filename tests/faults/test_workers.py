@@ -162,7 +162,7 @@ async def test_workers_are_replaced_one_by_one_while_they_serve(urls: Urls, tmp_
 
         changing = [asyncio.create_task(change(one)) for one in opened]
         workers.process.send_signal(signal.SIGHUP)
-        await until(lambda: len(workers.workers()) == WORKERS and not before & {worker.pid for worker in workers.workers()})
+        await until(lambda: len(workers.workers()) == WORKERS and not before & {worker.pid for worker in workers.workers()}, 120.0)
         over.set()
         await asyncio.gather(*changing)
         revision = (await retried(tenancy, "GetFlow", flow_id=flow_id)).flow.revision

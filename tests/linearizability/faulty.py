@@ -6,7 +6,6 @@ Only a process that is started through this module has it: nothing in server/ kn
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,11 +16,10 @@ from server import cli
 from server.cache import Views
 from server.repository import commit_statement
 from server.repository.event_codec import FORMAT
-from server.repository.events import EventPage
 from server.repository.statement import opened, same_flow
 from server.repository.table_parts import FLOW_KEY
 from server.repository.tables import events, flows
-from server.services import reads, watch
+from server.services import flow_watch, reads
 
 
 def without_the_guard(patch: pytest.MonkeyPatch) -> None:
@@ -66,14 +64,13 @@ def without_the_fence(patch: pytest.MonkeyPatch) -> None:
 
 
 def skipping(patch: pytest.MonkeyPatch) -> None:
-    """A watch passes over a revision when the one after it is there already, as one does that moves on past commits not visible yet."""
-    whole = watch._Watch._next_page
+    """A watch passes over some revisions, as one does that moves on past commits not visible yet."""
+    whole = flow_watch.FlowWanted.written
 
-    async def next_page(self: Any) -> EventPage:
-        page = await whole(self)
-        return page if len(page.events) < 3 else replace(page, events=(*page.events[:-2], page.events[-1]))
+    def written(self: Any, told: Any) -> bytes | None:
+        return None if told.event.revision % 5 == 0 else whole(self, told)
 
-    patch.setattr(watch._Watch, "_next_page", next_page)
+    patch.setattr(flow_watch.FlowWanted, "written", written)
 
 
 FAULTS = {"guard": without_the_guard, "fence": without_the_fence, "skip": skipping}

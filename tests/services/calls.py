@@ -150,6 +150,7 @@ CALLS: Mapping[str, Call] = {
         Call("ValidateFlow", _plain, lambda flow_id: {"flow_id": flow_id}),
         Call("GetRecoveryOptions", _plain, lambda flow_id: {"flow_id": flow_id}),
         Call("RecoverFlow", _plain, lambda flow_id: {"flow_id": flow_id, "reason": "a disk was replaced"}),
+        Call("WatchFlows", _plain, lambda _: {}),
     )
 }
 # What makes a new flow: its answer is about another one than the call was prepared with, if about any.

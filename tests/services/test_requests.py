@@ -41,7 +41,8 @@ def _parsed(name: str, body: bytes) -> Any:
 
 def test_every_rpc_that_writes_is_here() -> None:
     reading = {
-        "GetFlow", "BatchGetFlows", "ListFlows", "ListFlowEvents", "DiffFlow", "WatchFlow", "ValidateFlow", "GetRecoveryOptions",
+        "GetFlow", "BatchGetFlows", "ListFlows", "ListFlowEvents", "DiffFlow", "WatchFlow", "WatchFlows", "ValidateFlow",
+        "GetRecoveryOptions",
     }  # fmt: skip
     assert {*MUTATIONS, "StreamProgress", RESCUE} == METHODS.keys() - reading
     assert set(GUARDED) == {*MUTATIONS} - {*BIRTHS, "BatchUpdateFlows"}
