@@ -104,7 +104,7 @@ async def test_watches_hold_what_etcd_promises(
     with redis_server(tmp_path) as redis:
         way = {"redis_url": redis.url} if hints == "redis" else {"wakeups": "local"}
         options = {"watch_poll_seconds": "0.2", "drain_seconds": "1", "watch_max_age_seconds": "3", **way}
-        async with served(urls, tmp_path, **options) as workers, connection(workers.address) as channel:
+        async with served(urls, tmp_path, count=WORKERS, **options) as workers, connection(workers.address) as channel:
             through = redis if hints == "redis" else None
             ledger_url, count = postgres.url(urls.name, "postgres"), pytestconfig.getoption("--faults")
             await _watched_through_faults(Tenancy.fresh(channel), workers, through, ledger_url, count)
