@@ -95,7 +95,7 @@ async def intact(store: Store, key: FlowKey, place: DocumentPlace, texts: dict[i
 async def test_what_processes_wrote_by_turns_is_stored_as_if_one_had(
     store: Store, elsewhere: Store, tenant: Tenant, truth: asyncpg.Connection, place: DocumentPlace, size: int
 ) -> None:
-    key, texts = await by_turns((store, elsewhere), tenant, place, size, 150)
+    key, texts = await by_turns((store, elsewhere), tenant, place, size, 80)
     before = await stored_bytes(truth, key.flow_id)
     saved = await packing_of(store).pack(key)
     after = await stored_bytes(truth, key.flow_id)
@@ -105,7 +105,7 @@ async def test_what_processes_wrote_by_turns_is_stored_as_if_one_had(
     assert await packing_of(store).pack(key) == 0
     await compact(store, key, Policy(keep_revisions=30))
     await packing_of(store).pack(key)
-    await intact(store, key, place, {revision: text for revision, text in texts.items() if revision >= 121})
+    await intact(store, key, place, {revision: text for revision, text in texts.items() if revision >= 51})
 
 
 async def test_packing_compaction_and_commits_at_the_same_time_do_each_other_no_harm(
