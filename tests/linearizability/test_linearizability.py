@@ -77,7 +77,7 @@ async def test_a_fault_that_is_seeded_into_the_servers_is_found(urls: Urls, tmp_
 
         for seed in range(10):  # what must not happen need not happen at once
             recorder = Recorder([tenancy, tenancy.on(servers.channels[1])], random.Random(seed), progress)
-            found = faults((await record([recorder], some, STALE_SECONDS + SLACK_SECONDS))[0])
+            found = faults((await record([recorder], some, STALE_SECONDS + SLACK_SECONDS, patience=5.0))[0])
             if any(FOUND[fault] in one for one in found):
                 return
     pytest.fail(f"the checker says {found or 'nothing'}")
