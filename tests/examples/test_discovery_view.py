@@ -15,7 +15,7 @@ from google.protobuf import duration_pb2
 from rich.console import Console
 
 from examples.discovery.approval import NobodyToAsk, prompted
-from examples.discovery.event_text import event_text
+from flowledger_client.text import event_text
 from examples.discovery.prompt import Prompt
 from examples.discovery.screen import standard_console
 from examples.discovery.view import FlowPicture, PhaseLine, picture_of
