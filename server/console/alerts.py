@@ -12,7 +12,7 @@ from rich.text import Text
 
 from server.console.calling import Operator, command
 from server.console.screen import Column, clean
-from server.console.wording import SEVERITY_STYLES, local, member, name, zone
+from server.console.wording import SEVERITY_STYLES, local, member, name, summed, zone
 
 PAGE = 500
 
@@ -58,10 +58,10 @@ def alerts(
     found = found[:limit][::-1]
     screen = operator.screen
     if screen.json:
-        screen.documents(*found)
+        screen.documents(found)
     elif found:
-        columns = Column(f"time ({zone()})"), Column("severity"), Column("kind"), Column("what happened, and what to do")
-        screen.table(columns, [_row(alert) for alert in found])
+        columns = Column(f"time {zone()}"), Column("severity"), Column("kind"), Column("what happened, and what to do")
+        screen.table(columns, [_row(alert, screen.narrow) for alert in found])
     else:
         screen.line("There is no such alert." if flow or kind or severity else "There are no alerts.", "green")
     if follow:
@@ -74,20 +74,20 @@ def _follow(operator: Operator, after: str) -> None:
             if response.HasField("alert"):
                 after = response.alert.alert_id
                 if operator.screen.json:
-                    operator.screen.documents(response.alert)
+                    operator.screen.documents([response.alert])
                 else:
-                    time, severity, kind, text = _row(response.alert)
+                    time, severity, kind, text = _row(response.alert, operator.screen.narrow)
                     operator.screen.line(Text.assemble(time, "  ", severity, "  ", kind, "  ", clean(text)))
 
 
-def _row(alert: alert_pb2.Alert) -> tuple[str, Text, str, str]:
+def _row(alert: alert_pb2.Alert, short: bool) -> tuple[str, Text, str, str]:
     severity = name(alert_pb2.AlertSeverity, alert.severity, "ALERT_SEVERITY_").lower()
     place = "/".join(filter(None, (alert.child_type, alert.phase)))
     about = (f"flow {alert.flow_id}" if alert.flow_id else "", place, f"checkpoint {alert.checkpoint_id}" if alert.checkpoint_id else "")
     subjects = ", ".join(one for one in about if one and one.rpartition(" ")[2] not in alert.message)
     return (
-        local(alert.create_time),
+        local(alert.create_time, short),
         Text(severity, SEVERITY_STYLES.get(alert.severity, "")),
         name(alert_pb2.AlertKind, alert.kind, "ALERT_KIND_").lower().replace("_", "-"),
-        alert.message + (f" ({subjects})" if subjects else ""),
+        "; ".join(summed(alert.message.split("; "))) + (f" ({subjects})" if subjects else ""),
     )

@@ -22,6 +22,7 @@ from server.console.screen import Screen, clean, standard_screen
 P = ParamSpec("P")
 REACH_SECONDS = 3.0
 FOUND_WRONG = 3
+OPERATORS = "Flows, for their operators"
 PANEL = "Whom to call, and how to answer"
 
 
@@ -65,7 +66,7 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[Concatenate[Ope
 
     def added(function: Callable[Concatenate[Operator, P], None]) -> Callable[..., None]:
         run = _calling(function)
-        group.command(name)(run)
+        group.command(name, rich_help_panel=OPERATORS)(run)
         return run
 
     return added

@@ -11,7 +11,7 @@ from flowledger.v1 import checkpoint_pb2
 from flowledger.v1 import checkpoint_service_pb2 as pb
 from rich.text import Text
 
-from server.console.calling import Operator, command
+from server.console.calling import OPERATORS, Operator, command
 from server.console.differences import LINES, show_diff
 from server.console.history import Flow
 from server.console.screen import Column, Screen
@@ -20,7 +20,7 @@ from server.console.wording import counted, local, member, name, size, span, sta
 PAGE = 500
 KINDS = "auto, manual, pre-rollback or pre-recovery"
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="The checkpoint's id: `checkpoint list` has them.")]
-SomeFlow = Annotated[str, typer.Argument(metavar="[FLOW]", help="The flow's id; without it, those of all flows.", show_default=False)]
+SomeFlow = Annotated[str, typer.Argument(metavar="FLOW", help="The flow's id; without it, those of all flows.", show_default=False)]
 Kind = Annotated[
     int | None,
     typer.Option(
@@ -34,10 +34,10 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 
 def add(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(no_args_is_help=True, help="Sealed copies of flows.")
-    app.add_typer(group, name="checkpoint")
-    for title, function in (("create", create), ("list", listed)):
-        command(group, title)(function)
+    group = typer.Typer(no_args_is_help=True, help="Sealed copies of flows: create, list, diff, restore, prune.")
+    app.add_typer(group, name="checkpoint", rich_help_panel=OPERATORS)
+    command(group, "create")(create)
+    command(group, "list")(listed)
     command(group, "diff")(diff)
     command(group, "restore")(restore)
     command(group, "prune")(prune)
@@ -69,10 +69,10 @@ def create(
         request.ttl.FromTimedelta(ttl)
     made = operator.checkpoints.CreateCheckpoint(request).checkpoint
     if operator.screen.json:
-        operator.screen.documents(made)
+        operator.screen.document(made)
         return
     operator.screen.line(Text.assemble("Taken: ", (made.checkpoint_id, "bold"), f", of revision {made.revision}, {size(made.size_bytes)}."))
-    operator.screen.line(f"To bring it back: flowledger checkpoint restore {made.checkpoint_id}", "dim")
+    operator.screen.hint("To bring it back", f"flowledger checkpoint restore {made.checkpoint_id}")
 
 
 def listed(
@@ -97,7 +97,7 @@ def listed(
     found = found[:limit]
     screen = operator.screen
     if screen.json:
-        screen.documents(*found)
+        screen.documents(found)
         return
     if not found:
         screen.line("There is no such checkpoint.")
@@ -111,15 +111,15 @@ def diff(
     operator: Operator,
     checkpoint: Checkpoint,
     other: Annotated[
-        str, typer.Argument(metavar="[OTHER]", help="A later checkpoint; without it, the flow as it is.", show_default=False)
+        str, typer.Argument(metavar="OTHER", help="A later checkpoint; without it, the flow as it is.", show_default=False)
     ] = "",
 ) -> None:
     """What differs between a checkpoint and its flow as it is, or another checkpoint."""
     found = operator.checkpoints.DiffCheckpoints(pb.DiffCheckpointsRequest(from_checkpoint_id=checkpoint, to_checkpoint_id=other)).diff
     if operator.screen.json:
-        operator.screen.documents(found)
+        operator.screen.document(found)
     else:
-        show_diff(operator.screen, found)
+        show_diff(operator.screen, found, sides=("the checkpoint", "the other" if other else "the flow as it is"))
 
 
 def restore(operator: Operator, checkpoint: Checkpoint, plan: Plan = False, yes: Yes = False, reason: Reason = "") -> None:
@@ -129,19 +129,19 @@ def restore(operator: Operator, checkpoint: Checkpoint, plan: Plan = False, yes:
     shown = operator.checkpoints.RestoreCheckpoint(request)
     if plan:
         if screen.json:
-            screen.documents(shown)
+            screen.document(shown)
         else:
-            show_diff(screen, shown.diff, LINES)
+            show_diff(screen, shown.diff, LINES, ("the flow as it is", "restored"))
         return
     if not screen.json:
-        show_diff(screen, shown.diff, LINES)
+        show_diff(screen, shown.diff, LINES, ("the flow as it is", "restored"))
     if not operator.agrees(f"Restore flow {shown.flow.flow_id} so?", yes):
         screen.line("Nothing was done.")
         return
     request.validate_only, request.expected_revision = False, shown.diff.from_revision
     done = operator.checkpoints.RestoreCheckpoint(request)
     if screen.json:
-        screen.documents(done)
+        screen.document(done)
         return
     said = (
         f"Restored. {done.flow.flow_id} is at revision {done.flow.revision}: ",
@@ -149,7 +149,7 @@ def restore(operator: Operator, checkpoint: Checkpoint, plan: Plan = False, yes:
         f", {done.flow.progress_percent:.1f} %.",
     )
     screen.line(Text.assemble(*said))
-    screen.line(f"To undo it: flowledger checkpoint restore {done.pre_recovery.checkpoint_id}", "dim")
+    screen.hint("To undo it", f"flowledger checkpoint restore {done.pre_recovery.checkpoint_id}")
 
 
 def prune(
@@ -175,7 +175,7 @@ def prune(
     response = operator.checkpoints.PruneCheckpoints(request)
     if plan or not response.pruned_count:
         if screen.json:
-            screen.documents(response)
+            screen.document(response)
         else:
             screen.line(_pruned("would be", response))
         return
@@ -192,7 +192,7 @@ def prune(
         done.freed_bytes += response.freed_bytes
         done.more = response.more and response.pruned_count > 0
     if screen.json:
-        screen.documents(done)
+        screen.document(done)
     else:
         screen.line(_pruned("were", done))
 
@@ -207,14 +207,14 @@ def show_checkpoints(screen: Screen, found: list[checkpoint_pb2.Checkpoint], of_
         Column("checkpoint"),
         Column("kind"),
         Column("rev", right=True),
-        Column(f"taken ({zone()})"),
+        Column(f"taken {zone()}"),
         Column("size", right=True),
         Column("about"),
     ]
-    screen.table(columns, [_row(checkpoint, of_all) for checkpoint in found])
+    screen.table(columns, [_row(checkpoint, of_all, screen.narrow) for checkpoint in found])
 
 
-def _row(checkpoint: checkpoint_pb2.Checkpoint, of_all: bool) -> tuple[str | Text, ...]:
+def _row(checkpoint: checkpoint_pb2.Checkpoint, of_all: bool, short: bool) -> tuple[str | Text, ...]:
     labels = (f"{key}={value}" for key, value in sorted(checkpoint.labels.items()))
     expiry = until(checkpoint.expire_time) if checkpoint.HasField("expire_time") else ""
     about = (
@@ -231,7 +231,7 @@ def _row(checkpoint: checkpoint_pb2.Checkpoint, of_all: bool) -> tuple[str | Tex
         Text(checkpoint.checkpoint_id, "bold"),
         kind,
         str(checkpoint.revision),
-        local(checkpoint.create_time),
+        local(checkpoint.create_time, short),
         size(checkpoint.size_bytes),
         ", ".join(filter(None, about)),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowledger.v1 import history_pb2
+from flowledger.v1 import event_pb2, flow_pb2, history_pb2
 from rich.text import Text
 
 from server.console.screen import Column, Screen, clean
@@ -11,28 +11,19 @@ from server.console.wording import size, state, status
 LINES = 40
 
 
-def show_diff(screen: Screen, diff: history_pb2.FlowDiff, most: int | None = None) -> None:
-    """Both sides, phases as a table, then everything else line by line; ``most`` lines of those."""
+def show_diff(screen: Screen, diff: history_pb2.FlowDiff, most: int | None = None, sides: tuple[str, str] = ("", "")) -> None:
+    """Both sides, phases as a table, then everything else line by line; ``most`` lines of those. ``sides`` says what is no revision."""
     if not diff.lines:
         screen.line("Nothing differs.")
         return
-    screen.line(Text.assemble((f"{_side(diff.from_revision)} -> {_side(diff.to_revision)}", "bold"), *_moved(diff)))
+    before, after = (name or f"revision {number}" for name, number in zip(sides, (diff.from_revision, diff.to_revision), strict=True))
+    screen.line(Text.assemble((f"{before} -> {after}", "bold"), *_moved(diff)))
     if diff.phases:
-        columns = Column("phase"), Column("was"), Column("is"), Column("")
-        rows = [
-            (
-                f"{moved.child_type}/{moved.phase}",
-                state(moved.from_state),
-                state(moved.to_state),
-                _fractions(moved.from_fraction, moved.to_fraction),
-            )
-            for moved in diff.phases
-        ]
-        screen.table(columns, rows)
+        screen.table((Column("phase"), Column("was"), Column("is"), Column("why")), [_phase(moved) for moved in diff.phases])
     told = ("status: ", "progress: ", "phase ")
     lines = [line for line in diff.lines if not line.startswith(told)]
     for line in lines if most is None else lines[:most]:
-        screen.line(_coloured(line))
+        screen.whole(_coloured(line))
     if most is not None and len(lines) > most:
         screen.line(f"... and {len(lines) - most} lines more", "dim")
     for document in diff.documents:
@@ -42,10 +33,6 @@ def show_diff(screen: Screen, diff: history_pb2.FlowDiff, most: int | None = Non
             screen.line(f"{name} differs too much to be shown ({sizes}): read both revisions", "yellow")
 
 
-def _side(revision: int) -> str:
-    return f"revision {revision}" if revision else "something that is no revision"
-
-
 def _moved(diff: history_pb2.FlowDiff) -> tuple[str | Text, ...]:
     if diff.from_status == diff.to_status and diff.from_progress_percent == diff.to_progress_percent:
         return ":  ", status(diff.to_status), f" {diff.to_progress_percent:.1f} %, both"
@@ -53,8 +40,16 @@ def _moved(diff: history_pb2.FlowDiff) -> tuple[str | Text, ...]:
     return ":  ", status(diff.from_status), before, status(diff.to_status), after
 
 
-def _fractions(before: float, after: float) -> str:
-    return f"{before:.0%} -> {after:.0%}" if before != after else ""
+def _phase(moved: event_pb2.PhaseChanged) -> tuple[str | Text, ...]:
+    was, now = _stage(moved.from_state, moved.from_fraction), _stage(moved.to_state, moved.to_fraction)
+    why = moved.failure.message or moved.reason
+    retry = f"retry {moved.retry_count}" if moved.retry_count else ""
+    return f"{moved.child_type}/{moved.phase}", was, now, ", ".join(filter(None, (retry, why)))
+
+
+def _stage(at: flow_pb2.PhaseState.ValueType, fraction: float) -> Text:
+    shown = state(at)
+    return shown.append(f" {fraction:.0%}") if at == flow_pb2.PHASE_STATE_IN_PROGRESS else shown
 
 
 def _coloured(line: str) -> Text:

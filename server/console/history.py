@@ -64,7 +64,7 @@ def history(
         request.start_time.FromDatetime(datetime.now(UTC) - since)
     events = deque(_pages(operator, request), None if everything else limit)
     if operator.screen.json:
-        operator.screen.documents(*events)
+        operator.screen.documents(events)
     else:
         _show(operator, flow, head, events, narrowed)
     if follow:
@@ -85,7 +85,7 @@ def diff(
         begin = end - 1
     response = operator.client.flows.DiffFlow(pb.DiffFlowRequest(flow_id=flow, from_revision=begin, to_revision=end))
     if operator.screen.json:
-        operator.screen.documents(response.diff)
+        operator.screen.document(response.diff)
     else:
         show_diff(operator.screen, response.diff)
 
@@ -104,8 +104,8 @@ def _show(operator: Operator, flow: str, head: pb.ListFlowEventsResponse, events
     if not events:
         screen.line(f"No event of {flow} is so." if narrowed else f"Nothing came after that: {flow} is at revision {head.head_revision}.")
         return
-    columns = Column("rev", right=True), Column(f"time ({zone()})"), Column("who", most=16), Column("%", right=True), Column("what")
-    screen.table(columns, [_row(event) for event in events])
+    columns = Column("rev", right=True), Column(f"time {zone()}"), Column("who", most=16), Column("%", right=True), Column("what")
+    screen.table(columns, [_row(event, screen.narrow) for event in events])
     first, last = events[0], events[-1]
     if narrowed:
         screen.line(f"{counted(len(events), 'event')} of the {head.head_revision - head.oldest_revision + 1:,} that are kept.", "dim")
@@ -115,9 +115,9 @@ def _show(operator: Operator, flow: str, head: pb.ListFlowEventsResponse, events
     screen.line(Text.assemble(status(last.status), f", {last.progress_percent:.1f} %, at revision {last.revision}.", (more, "dim")))
 
 
-def _row(event: event_pb2.FlowEvent) -> tuple[str, str, str, Text, str]:
+def _row(event: event_pb2.FlowEvent, short: bool) -> tuple[str, str, str, Text, str]:
     percent = Text(f"{event.progress_percent:.1f}", "magenta" if event.progress_regressed else "")
-    return str(event.revision), local(event.time), event.actor, percent, event_text(event)
+    return str(event.revision), local(event.time, short), event.actor, percent, event_text(event)
 
 
 def _follow(operator: Operator, flow: str, after: int) -> None:
@@ -129,9 +129,9 @@ def _follow(operator: Operator, flow: str, after: int) -> None:
     with operator.client.events(flow, after, resuming=resuming) as events:
         for event in events:
             if screen.json:
-                screen.documents(event)
+                screen.documents([event])
             else:
-                revision, time, who, percent, what = _row(event)
+                revision, time, who, percent, what = _row(event, screen.narrow)
                 screen.line(Text.assemble(revision, "  ", time, "  ", clean(who), "  ", percent, " %  ", clean(what)))
     if events.end is not None and not screen.json:
         screen.line(f"That is all: {events.end.message or 'the flow has ended'}.", "dim")

@@ -15,7 +15,7 @@ from server.console.calling import FOUND_WRONG, Operator, command
 from server.console.differences import LINES, show_diff
 from server.console.history import Flow
 from server.console.screen import Column, Screen
-from server.console.wording import counted, member, name, status
+from server.console.wording import alike, counted, member, name, sentence, status, summed, told
 
 DONE = {
     recovery_pb2.RECOVERY_RUNG_REPAIR: "REPAIR: nothing that was done is undone",
@@ -36,7 +36,7 @@ def validate(operator: Operator, flow: Flow) -> None:
     found = operator.client.flows.ValidateFlow(pb.ValidateFlowRequest(flow_id=flow))
     screen = operator.screen
     if screen.json:
-        screen.documents(found)
+        screen.document(found)
     elif not found.findings:
         screen.line(f"{flow} is as it must be, at revision {found.revision}.", "green")
     else:
@@ -44,7 +44,7 @@ def validate(operator: Operator, flow: Flow) -> None:
         screen.line(Text(f"{flow}: {counted(total, 'thing')} wrong, at revision {found.revision}", "bold"))
         show_findings(screen, found.findings, found.omitted_count)
         if found.mendable:
-            screen.line(f"To see what can be done: flowledger recover {flow} --plan", "bold")
+            screen.hint("To see what can be done", f"flowledger recover {flow} --plan")
         else:
             screen.line("The flow itself needs no recovery: what is found concerns its past, and stays.")
     if found.findings:
@@ -75,7 +75,7 @@ def recover(
     possible = shown.plan.rung in DONE
     if plan or not possible:
         if screen.json:
-            screen.documents(shown)
+            screen.document(shown)
         else:
             show_plan(screen, flow, shown.plan)
         if shown.plan.rung == recovery_pb2.RECOVERY_RUNG_UNSPECIFIED:
@@ -89,7 +89,7 @@ def recover(
     request.validate_only = False
     done = flows.RecoverFlow(request)
     if screen.json:
-        screen.documents(done)
+        screen.document(done)
         return
     said = f"Recovered. {flow} is at revision {done.flow.revision}: ", status(done.flow.status), f", {done.flow.progress_percent:.1f} %."
     screen.line(Text.assemble(*said))
@@ -98,9 +98,12 @@ def recover(
 
 
 def show_findings(screen: Screen, findings: Sequence[integrity_pb2.Finding], omitted: int = 0) -> None:
-    """What is wrong, a row each."""
-    columns = Column("what"), Column("where", most=32), Column("seen")
-    screen.table(columns, [_row(finding) for finding in findings])
+    """What is wrong, a row for each that is not like others."""
+    rows = [_row(group) for group in alike(findings, lambda finding: f"{finding.kind} {finding.description}")]
+    if screen.narrow:  # what was seen tells where, too
+        screen.table((Column("what"), Column("seen")), [(what, seen) for what, _, seen in rows])
+    else:
+        screen.table((Column("what"), Column("where", most=40), Column("seen")), rows)
     if omitted:
         screen.line(f"... and {omitted:,} more", "dim")
 
@@ -118,27 +121,28 @@ def show_plan(screen: Screen, flow: str, plan: recovery_pb2.RecoveryPlan) -> Non
         screen.line()
     screen.line("The plan", "bold")
     if plan.rung == recovery_pb2.RECOVERY_RUNG_NONE:
-        screen.line(plan.summary or f"Nothing is to be done about {flow}.", "green")
+        screen.line(sentence(plan.summary or f"nothing is to be done about {flow}"), "green")
         return
     if plan.rung == recovery_pb2.RECOVERY_RUNG_UNSPECIFIED:
-        screen.line(plan.summary or "No rung holds.", "bold red")
-        screen.line(f"To begin the flow anew, and lose what it had: flowledger recover {flow} --rung reset")
+        screen.line(sentence(plan.summary or "no rung holds"), "bold red")
+        screen.hint("To begin the flow anew, and lose what it had", f"flowledger recover {flow} --rung reset")
         return
     screen.line(DONE[plan.rung], "bold cyan")
-    screen.line(plan.summary)
+    screen.line(sentence(plan.summary))
     screen.line()
     if plan.HasField("diff") and plan.diff.lines:
         screen.line("What changes", "bold")
-        show_diff(screen, plan.diff, LINES)
+        show_diff(screen, plan.diff, LINES, ("what is stored", "recovered"))
         screen.line()
     screen.line("What is lost", "bold")
-    for loss in plan.losses:
+    for loss in summed(plan.losses):
         screen.line(f"- {loss}", "yellow")
     if not plan.losses:
         screen.line("Nothing.", "green")
 
 
-def _row(finding: integrity_pb2.Finding) -> tuple[str | Text, ...]:
+def _row(group: Sequence[integrity_pb2.Finding]) -> tuple[str | Text, ...]:
+    finding = group[0]
     style = "yellow" if finding.recovery_only else "red"
     places = (
         "/".join(filter(None, (finding.child_type, finding.phase))),
@@ -147,4 +151,5 @@ def _row(finding: integrity_pb2.Finding) -> tuple[str | Text, ...]:
         f"revision {finding.revision}" if finding.revision else "",
         f"checkpoint {finding.checkpoint_id}" if finding.checkpoint_id else "",
     )
-    return Text(name(integrity_pb2.FindingKind, finding.kind, "FINDING_KIND_"), style), " ".join(filter(None, places)), finding.description
+    kind = Text(name(integrity_pb2.FindingKind, finding.kind, "FINDING_KIND_"), style)
+    return kind, " ".join(filter(None, places)), told([one.description for one in group])

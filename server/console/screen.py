@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.json_format import MessageToJson
@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 # A last column with less room than this goes below its row.
-LEAST_ROOM = 28
+LEAST_ROOM = 20
+ROOMY = 100
 GAP = "  "
 
 
@@ -40,28 +41,47 @@ class Screen:
         """Whether somebody looks."""
         return self._console.is_terminal and not self.json
 
-    def documents(self, *messages: Message) -> None:
-        """Proto JSON: one message a line, with every field, so that programs need not know defaults."""
+    @property
+    def narrow(self) -> bool:
+        """Whether every column counts."""
+        return self.terminal and self._console.width < ROOMY
+
+    def document(self, message: Message) -> None:
+        """The message as proto JSON, with every field, so that programs need not know defaults."""
+        self._json(message, 2)
+
+    def documents(self, messages: Iterable[Message]) -> None:
+        """The messages as proto JSON, one a line."""
         for message in messages:
-            sys.stdout.write(f"{MessageToJson(message, always_print_fields_with_no_presence=True, indent=None, ensure_ascii=False)}\n")
-        sys.stdout.flush()
+            self._json(message, None)
 
     def line(self, text: Cell = "", style: str = "") -> None:
-        """One paragraph, wrapped by the terminal and by nobody else."""
+        """One paragraph, wrapped between words where somebody reads it."""
         shown = text if isinstance(text, Text) else Text(clean(text), style)
         if self._console.is_terminal:
             self._console.print(shown)
         else:
             self._plain(shown)
 
+    def whole(self, text: Text) -> None:
+        """One line in one piece, to be copied or found."""
+        if self._console.is_terminal:
+            self._console.print(text, soft_wrap=True)
+        else:
+            self._plain(text)
+
+    def hint(self, what: str, command: str) -> None:
+        """What can be done next, and the command for it, on a line of its own and in one piece."""
+        self.line(f"{what}:")
+        self.whole(Text.assemble("  ", (command, "bold")))
+
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
         """Rows below their columns' names. The last column takes what room is left and is wrapped in it."""
-        terminal = self._console.is_terminal
-        for text in laid_out(columns, rows, self._console.width if terminal else None):
-            if terminal:
-                self._console.print(text, soft_wrap=True)
-            else:
-                self._plain(text)
+        for text in laid_out(columns, rows, self._console.width if self._console.is_terminal else None):
+            self.whole(text)
+
+    def _json(self, message: Message, indent: int | None) -> None:
+        print(MessageToJson(message, always_print_fields_with_no_presence=True, indent=indent, ensure_ascii=False), flush=True)  # noqa: T201
 
     def _plain(self, text: Text) -> None:
         print(text.plain.rstrip(), flush=True)  # noqa: T201 - rich would cut or pad it
@@ -92,7 +112,8 @@ def laid_out(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: i
     indent = sum(widths) + len(GAP) * len(widths)
     longest = max((_width(row[-1]) for row in cells), default=0)
     beside = width is None or width - indent >= min(LEAST_ROOM, longest)
-    for *fixed, last in (names, *cells):
+    heading = names if beside else [*names[:-1], Text()]
+    for *fixed, last in (heading, *cells):
         head = Text()
         for column, room, cell in zip(columns, widths, fixed, strict=False):
             spare = " " * (room - _width(cell))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from flowledger.v1 import alert_pb2, flow_pb2
@@ -12,6 +13,7 @@ from flowledger_client.text import state_name, status_name
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
+T = TypeVar("T")
 SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 STATUS_STYLES = {
@@ -35,9 +37,9 @@ STATE_STYLES = {
 SEVERITY_STYLES = {alert_pb2.ALERT_SEVERITY_WARNING: "yellow", alert_pb2.ALERT_SEVERITY_CRITICAL: "bold red"}
 
 
-def local(time: Timestamp) -> str:
-    """The time on the clock beside the terminal, to the second."""
-    return f"{time.ToDatetime(UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+def local(time: Timestamp, short: bool = False) -> str:
+    """The time on the clock beside the terminal, to the second; ``short`` leaves the year out."""
+    return f"{time.ToDatetime(UTC).astimezone():{'' if short else '%Y-'}%m-%d %H:%M:%S}"
 
 
 def zone() -> str:
@@ -109,6 +111,29 @@ def state(value: flow_pb2.PhaseState.ValueType) -> Text:
     return Text("not there" if not value else state_name(value), STATE_STYLES.get(value, "dim"))
 
 
+def sentence(text: str) -> str:
+    """What the service says without a capital and a full stop, with them."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
 def counted(number: int, one: str, more: str = "") -> str:
     """`1 event`, `1,234 events`."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def alike(found: Iterable[T], text: Callable[[T], str]) -> Iterable[list[T]]:
+    """What is found, together with whatever differs from it in numbers alone: the same of each revision is one thing to a person."""
+    groups: dict[str, list[T]] = {}
+    for one in found:
+        groups.setdefault(re.sub(r"\d+", "#", text(one)), []).append(one)
+    return groups.values()
+
+
+def told(group: Sequence[str]) -> str:
+    """The first of what is alike, and how much more there is."""
+    return group[0] if len(group) == 1 else f"{group[0]} (and {len(group) - 1:,} more like this, up to: {group[-1]})"
+
+
+def summed(texts: Iterable[str]) -> list[str]:
+    """The texts, those that are alike as one."""
+    return [told(group) for group in alike(texts, str)]
