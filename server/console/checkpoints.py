@@ -179,7 +179,7 @@ def prune(
         else:
             screen.line(_pruned("would be", response))
         return
-    if not screen.json:
+    if not (screen.json or yes):
         screen.line(_pruned("would be", response))
     if not operator.agrees("Remove them for good?", yes):
         screen.line("Nothing was done.")
