@@ -81,7 +81,7 @@ def recover(
         if shown.plan.rung == recovery_pb2.RECOVERY_RUNG_UNSPECIFIED:
             raise typer.Exit(1)
         return
-    if not screen.json:
+    if not (screen.json or yes):
         show_plan(screen, flow, shown.plan)
     if not operator.agrees("Recover the flow so?", yes):
         screen.line("Nothing was done.")
@@ -91,6 +91,8 @@ def recover(
     if screen.json:
         screen.document(done)
         return
+    if yes:
+        show_outcome(screen, done.plan)
     said = f"Recovered. {flow} is at revision {done.flow.revision}: ", status(done.flow.status), f", {done.flow.progress_percent:.1f} %."
     screen.line(Text.assemble(*said))
     if done.plan.quarantine_id:
@@ -127,18 +129,23 @@ def show_plan(screen: Screen, flow: str, plan: recovery_pb2.RecoveryPlan) -> Non
         screen.line(sentence(plan.summary or "no rung holds"), "bold red")
         screen.hint("To begin the flow anew, and lose what it had", f"flowledger recover {flow} --rung reset")
         return
+    show_outcome(screen, plan)
+    if plan.HasField("diff") and plan.diff.lines:
+        screen.line()
+        screen.line("What changes", "bold")
+        show_diff(screen, plan.diff, LINES, ("what can be read", "recovered"))
+
+
+def show_outcome(screen: Screen, plan: recovery_pb2.RecoveryPlan) -> None:
+    """What is done, or was, and what is lost by it."""
     screen.line(DONE[plan.rung], "bold cyan")
     screen.line(sentence(plan.summary))
-    screen.line()
-    if plan.HasField("diff") and plan.diff.lines:
-        screen.line("What changes", "bold")
-        show_diff(screen, plan.diff, LINES, ("what is stored", "recovered"))
-        screen.line()
-    screen.line("What is lost", "bold")
+    if not plan.losses:
+        screen.line("Nothing is lost.", "green")
+        return
+    screen.line("Lost:", "yellow")
     for loss in summed(plan.losses):
         screen.line(f"- {loss}", "yellow")
-    if not plan.losses:
-        screen.line("Nothing.", "green")
 
 
 def _row(group: Sequence[integrity_pb2.Finding]) -> tuple[str | Text, ...]:

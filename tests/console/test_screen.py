@@ -6,11 +6,11 @@ import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
-from server.console.screen import Column, clean, laid_out
+from server.console.screen import Cell, Column, clean, laid_out
 
 COLUMNS = (Column("id"), Column("who", most=8), Column("rev", right=True), Column("what"))
 LONG = "a long story of many words that goes on and on until nobody knows how it began"
-ROWS = [
+ROWS: list[tuple[Cell, ...]] = [
     ("01a2131d-4e00-7449-88fa-26c901bd1906", "ada", "7", LONG),
     ("01a2131d-4e00-7449-88fa-26c901bd1907", "a worker of a long name", "1,234", Text("short", "red")),
     ("数据中心", "ada", "12", "數" * 60),
@@ -25,7 +25,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 def test_what_is_narrower_than_its_fixed_columns_keeps_ids_in_one_piece() -> None:
     shown = [line.plain for line in laid_out(COLUMNS, ROWS, 30)]
-    assert any(ROWS[0][0] in line for line in shown)
+    assert any(str(ROWS[0][0]) in line for line in shown)
 
 
 def test_what_does_not_fit_beside_goes_below_and_nothing_of_it_is_lost() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
 
+_ORDER = {"replaced": 0, "phase": 1}
+
 
 def event_text(event: event_pb2.FlowEvent) -> str:
     """What one commit did, as one line."""
-    # Phases first: where a line is cut, what a person waits for is still there.
-    ordered = sorted(event.changes, key=lambda change: change.WhichOneof("kind") != "phase")
+    # What replaced everything comes first, then phases: where a line is cut, what a person waits for is still there.
+    ordered = sorted(event.changes, key=lambda change: _ORDER.get(change.WhichOneof("kind") or "", len(_ORDER)))
     told = [text for change in ordered if (text := _change(change))]
     fallen = " (progress fell)" if event.progress_regressed else ""
     return "; ".join(told) + fallen
