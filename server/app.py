@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, unique
 from uuid import UUID
 
@@ -21,14 +21,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.alarm import Alarm
 from server.breaker import Breaker
-from server.cache import Heads, Texts, Views
+from server.cache import Heads, RedisViews, Texts, Views
 from server.checkpoints import kek
 from server.checkpoints.archive import Archive
 from server.checkpoints.precaution import Precaution
+from server.checkpoints.sealed_views import SealedViews
+from server.checkpoints.upkeep import CheckpointUpkeep
 from server.checkpoints.ways_back import WaysBack
 from server.embedded import embedded
+from server.lookout import Lookout
 from server.metrics import Metrics, exposed, registry_of
-from server.redis_link import linked
+from server.redis_link import RedisLink, linked
 from server.repository import schema
 from server.repository.alerts import Alerts
 from server.repository.commits import Commits
@@ -38,7 +41,9 @@ from server.repository.events import Events
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
+from server.repository.standing import Standing
 from server.repository.store import Store
+from server.repository.tenants import all_tenants
 from server.rescue import Rescue
 from server.services.alert_admin import AlertAdmin, alerts_key
 from server.services.boundary import Boundary, Tell
@@ -59,6 +64,7 @@ from server.statemachine import document
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.policy import Policy
 from server.statemachine.values import Tenant
+from server.sweeper import Job, Sweeper
 from server.wakeups import Channel, LocalWakeups, RedisChannel, relayed
 
 _log = structlog.get_logger()
@@ -71,6 +77,8 @@ SERVICES = (FLOW_SERVICE.full_name, CHECKPOINT_SERVICE.full_name, ADMIN_SERVICE.
 METRICS_SPARE = 63
 _DEFAULT_POLICY = Policy()
 HEALTH_SECONDS = 2.0
+# Who is stuck has been so for hours: all flows need not be looked at every minute.
+LOOKING_PAUSE = timedelta(minutes=5)
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
@@ -143,7 +151,8 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         memory = settings.cache_mib * 1024 * 1024
         views = Views(memory // 2)
         wakeups.tell(views.heard)
-        await _relay(stack, settings, database, wakeups, token_key)
+        redis = await _redis(stack, settings, token_key)
+        await _relay(stack, settings, database, wakeups, redis)
         commits = Commits(database, flows, Heads(memory // 4), Texts(memory // 4), wakeups.ring, settings.commit_lanes)
         watching = WatchSettings(
             settings.watch_poll_seconds, settings.watch_heartbeat_seconds, settings.watch_max_age_seconds, random.SystemRandom().random
@@ -153,12 +162,16 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         alert_admin = AlertAdmin(alerts, wakeups, now, watching, token_key)
         limits = document.Limits(settings.max_document_bytes)
         store = Store(database, flows, events, History(database), commits)
-        reads = Reads(flows, views, None, time.time, settings.cache_seconds, limits)
         sources = Sources(now, new_id)
         archive = await _archive(settings, store)
+        shared_views = None if redis is None else _shared_views(stack, redis, SealedViews(archive.keyring))
+        reads = Reads(flows, views, shared_views, time.time, settings.cache_seconds, limits)
         service = FlowService(store, reads, watches, sources, limits, token_key, Precaution(store, archive, _no_policy))
         flow_history = FlowHistory(store, sources, limits, token_key)
         metrics = _metrics(stack, settings, shared, database, commits, watches, alert_admin)
+        if redis is not None and shared_views is not None:
+            metrics.read("shared_views", shared_views.counts)
+            metrics.read("redis_reachable", redis.reachable)
         raise_alert = Alarm(alerts, metrics.count, lambda tenant: wakeups.ring(alerts_key(tenant), 0))
         seals = CheckpointAlarm(raise_alert, archive.checkpoints, sources)
         flow_rescue = FlowRescue(Rescue(store, WaysBack(archive.opening), raise_alert), sources, limits)
@@ -179,8 +192,11 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             alert_admin.drain()
 
         port = await _serve(stack, settings, shared, handlers, boundary, drain, commits)
-        checks = asyncio.create_task(_watch_health(database, port.checks), name="health")
-        stack.callback(checks.cancel)
+        background = [
+            asyncio.create_task(_watch_health(database, port.checks), name="health"),
+            *_sweeping(settings, database, _jobs(CheckpointUpkeep(archive, now), Lookout(Standing(database), raise_alert, now, new_id))),
+        ]
+        stack.push_async_callback(_ended, background)
         yield Server(f"{settings.host}:{port.number}", port.number, drain, raise_alert)
 
 
@@ -253,17 +269,43 @@ def _metrics(
     return metrics
 
 
-async def _relay(stack: AsyncExitStack, settings: Settings, database: Database, wakeups: LocalWakeups, token_key: bytes) -> None:
+@dataclass(frozen=True, slots=True)
+class _Redis:
+    """The Redis that was set: ``topic`` keeps installations that share one apart. Hints and views have a breaker each."""
+
+    link: RedisLink
+    topic: str
+    hints: Breaker
+    views: Breaker
+
+    def reachable(self) -> dict[tuple[str, ...], float]:
+        """Whether it answers, by what it is used for."""
+        return {("hints",): float(not self.hints.is_open), ("views",): float(not self.views.is_open)}
+
+
+async def _redis(stack: AsyncExitStack, settings: Settings, token_key: bytes) -> _Redis | None:
+    if settings.redis_url is None:
+        return None
+    link = await stack.enter_async_context(linked(settings.redis_url.get_secret_value()))
+    topic = f"flowledger:{hashlib.sha256(b'topic' + token_key).hexdigest()[:16]}"
+    return _Redis(link, topic, Breaker(time.monotonic, _redis_told), Breaker(time.monotonic, _redis_told))
+
+
+def _shared_views(stack: AsyncExitStack, redis: _Redis, seals: SealedViews) -> RedisViews:
+    """Views that are shared until the stack is taken down."""
+    views = RedisViews(redis.link, redis.topic, seals.seal, seals.unseal, redis.views)
+    stack.push_async_callback(_ended, [asyncio.create_task(views.sharing(), name="shared views")])
+    return views
+
+
+async def _relay(stack: AsyncExitStack, settings: Settings, database: Database, wakeups: LocalWakeups, redis: _Redis | None) -> None:
     """Connects this process's hints with those of others."""
     way = settings.wakeups
     if way == "auto":
-        way = "postgres" if settings.redis_url is None else "redis"
+        way = "postgres" if redis is None else "redis"
     channel: Channel
-    if way == "redis" and settings.redis_url is not None:
-        link = await stack.enter_async_context(linked(settings.redis_url.get_secret_value()))
-        # Installations that share one Redis do not hear each other.
-        topic = f"flowledger:{hashlib.sha256(b'topic' + token_key).hexdigest()[:16]}"
-        channel = RedisChannel(link, topic, Breaker(time.monotonic, _redis_told))
+    if way == "redis" and redis is not None:
+        channel = RedisChannel(redis.link, redis.topic, redis.hints)
     elif way == "postgres":
         url = settings.listen_url
         channel = Notifications(database, database.url if url is None else url.get_secret_value())
@@ -274,6 +316,34 @@ async def _relay(stack: AsyncExitStack, settings: Settings, database: Database, 
 
 def _redis_told(is_open: bool) -> None:
     _log.warning("redis_state", reachable=not is_open)
+
+
+def _jobs(checkpoints: CheckpointUpkeep, lookout: Lookout) -> list[Job]:
+    """What is done in the background for every tenant."""
+    return [
+        Job("checkpoint expiry", checkpoints.expire),
+        Job("unreferenced contents", checkpoints.collect),
+        Job("sealing anew", checkpoints.reseal),
+        Job("stuck flows", lookout.look, pause=LOOKING_PAUSE),
+    ]
+
+
+def _sweeping(settings: Settings, database: Database, jobs: Sequence[Job]) -> list[asyncio.Task[None]]:
+    """The one task that does the jobs; none where this server is to do none."""
+    if not settings.sweep_seconds:
+        return []
+
+    def rest() -> float:  # so that the rounds of several servers do not meet
+        return settings.sweep_seconds * (0.75 + 0.5 * random.SystemRandom().random())
+
+    return [asyncio.create_task(Sweeper(jobs, lambda: all_tenants(database), database.alone, now, rest).run(), name="sweeper")]
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Ends the tasks, and returns when they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -35,6 +35,7 @@ COUNTERS: Mapping[str, tuple[str, Labels]] = MappingProxyType(
         "commit_batches": ("Statements that carried commits; commits / batches says how well they gather.", ()),
         "alerts": ("Alerts that were raised, each once.", ("kind",)),
         "alerts_not_stored": ("Alerts that could not be written down; the log has them.", ("kind",)),
+        "shared_views": ("Views of flows asked of Redis or put there, by outcome: hit, miss, shared, failure, dropped.", ("outcome",)),
         "sweeper_runs": ("Runs of the sweeper's jobs, by job and outcome.", ("job", "outcome")),
     }
 )
@@ -42,6 +43,7 @@ COUNTERS: Mapping[str, tuple[str, Labels]] = MappingProxyType(
 GAUGES: Mapping[str, tuple[str, Labels]] = MappingProxyType(
     {
         "pool_connections": ("Connections to PostgreSQL: in use, idle, and the most there may be.", ("state",)),
+        "redis_reachable": ("1 while Redis answers, 0 while it is left alone, by what it is used for.", ("use",)),
         "watches_open": ("Streams that watch, by what they watch.", ("kind",)),
     }
 )

@@ -25,8 +25,8 @@ class RedisLink:
 
 
 @asynccontextmanager
-async def linked(url: str) -> AsyncIterator[RedisLink]:
-    """The connections while the block lasts."""
+async def linked(url: str, call_seconds: float = CALL_SECONDS) -> AsyncIterator[RedisLink]:
+    """The connections while the block lasts; a command takes at most ``call_seconds``."""
 
     def client(seconds: float, connections: int) -> Redis:
         made: Redis = Redis.from_url(
@@ -41,7 +41,7 @@ async def linked(url: str) -> AsyncIterator[RedisLink]:
         )
         return made
 
-    link = RedisLink(client(CALL_SECONDS, CONNECTIONS), client(LISTEN_SECONDS, 2))
+    link = RedisLink(client(call_seconds, CONNECTIONS), client(LISTEN_SECONDS, 2))
     try:
         yield link
     finally:

@@ -193,6 +193,9 @@ class Settings(BaseSettings):
     listen_url: DatabaseUrl | None = None
     """PostgreSQL itself, for LISTEN, when FLOWLEDGER_DATABASE_URL leads through a pooler in transaction mode; unset takes that one."""
 
+    sweep_seconds: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 60.0
+    """Seconds between two rounds of what is done in the background (expired checkpoints, seals of old keys); 0 does none of it here."""
+
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """TCP port where Prometheus reads metrics over HTTP; 0 serves none; several workers take the ports from this one on."""
 

@@ -27,6 +27,7 @@ KEYS = written("test", bytes(range(32)))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", choices=("18", "15"), default="18", help="which PostgreSQL the tests run on")
+    parser.addoption("--corrupted", type=int, default=18, help="how many flows are corrupted in test_corruption.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -85,6 +86,7 @@ def settings(urls: Urls, **more: object) -> Settings:
     """Settings of a server on that database, on a port that the kernel chooses."""
     given = {
         "port": 0,
+        "sweep_seconds": 0,
         "database_url": urls.service,
         "owner_database_url": urls.owner,
         "keys": KEYS,

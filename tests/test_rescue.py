@@ -19,17 +19,17 @@ from server.repository.plan import Asked as AskedCommit
 from server.repository.plan import Birth
 from server.repository.requests import Answered, Request
 from server.repository.store import Store as Whole
-from server.rescue import Asked, Done, Rescue
-from server.statemachine.alert import Alert, AlertKind, AlertSeverity
+from server.rescue import Done, Rescue
+from server.statemachine.alert import AlertKind, AlertSeverity
 from server.statemachine.change import CancelFlow, Change, DeleteFlow, PauseFlow, StartChild, TransitionPhase
 from server.statemachine.errors import ConcurrentModification, FlowNotActive, FlowNotFound, NoRecoveryPoint
 from server.statemachine.event import Cause, EventLost, FlowReplaced
-from server.statemachine.finding import Finding, FindingKind
+from server.statemachine.finding import FindingKind
 from server.statemachine.recovery import Remedy
 from server.statemachine.replacement import content_of, replacement
-from server.statemachine.rungs import LOST_MOST, Copy, Rung, mendable
+from server.statemachine.rungs import LOST_MOST, Rung
 from server.statemachine.states import PhaseState
-from server.statemachine.values import FlowKey, Origin, Tenant
+from server.statemachine.values import FlowKey, Origin
 from tests.cluster import Cluster
 from tests.conftest import Urls, cloned
 from tests.damage import UNBOUND, WAYS
@@ -38,6 +38,7 @@ from tests.repository.store import Store, opened, outsiders, report, request, su
 from tests.repository.test_examiner import grown
 from tests.repository.test_history import DATA, STATE, STORY, lived, written
 from tests.repository.test_tenants import everything
+from tests.rescuing import Bell, NoCheckpoints, One, asked, copy_of, left, recover, rescue
 
 K, S = FindingKind, PhaseState
 
@@ -90,67 +91,6 @@ async def hand(unbound: Urls) -> AsyncIterator[asyncpg.Connection]:
     """Who does the damage, and sees everything."""
     async with superuser(unbound.service) as connection:
         yield connection
-
-
-class Bell:
-    """Hears alerts."""
-
-    def __init__(self) -> None:
-        self.rung: list[tuple[Tenant, Alert]] = []
-
-    async def __call__(self, tenant: Tenant, alert: Alert) -> None:
-        self.rung.append((tenant, alert))
-
-
-class NoCheckpoints:
-    """A flow without checkpoints."""
-
-    async def newest_readable(self, key: FlowKey) -> Copy | str:
-        return "the flow has no checkpoint that opens"
-
-    async def unreadable(self, key: FlowKey) -> list[Finding]:
-        return []
-
-
-class One(NoCheckpoints):
-    """One checkpoint that opens."""
-
-    def __init__(self, copy: Copy) -> None:
-        self.copy = copy
-
-    async def newest_readable(self, key: FlowKey) -> Copy | str:
-        return self.copy
-
-
-def rescue(store: Store, bell: Bell | None = None, checkpoints: NoCheckpoints | None = None) -> Rescue:
-    """What brings flows of that store back."""
-    whole = Whole(store.database, store.flows, store.events, History(store.database), store.commits)
-    return Rescue(whole, checkpoints or NoCheckpoints(), bell or Bell())
-
-
-def asked(store: Store, key: FlowKey, lowest: Rung = Rung.CHECKPOINT, **more: Any) -> Asked:
-    """A recovery by eve."""
-    return Asked(key, lowest, "because", store.occasion("eve"), **more)
-
-
-async def recover(store: Store, key: FlowKey, lowest: Rung = Rung.CHECKPOINT, copy: Copy | None = None, **more: Any) -> Done:
-    """What a recovery comes to."""
-    done = await rescue(store, None, None if copy is None else One(copy)).recover(asked(store, key, lowest, **more), None, lambda _: b"")
-    assert isinstance(done, Done)
-    return done
-
-
-async def left(store: Store, key: FlowKey) -> set[tuple[FindingKind, bool]]:
-    """What is still found, and whether it concerns ways back only."""
-    evidence = await rescue(store).examine(key)
-    assert not mendable(evidence), evidence.findings()
-    return {(finding.kind, finding.recovery_only) for finding in evidence.findings()}
-
-
-async def copy_of(store: Store, key: FlowKey, **more: object) -> Copy:
-    """The flow as a checkpoint would have it."""
-    record = await store.record(key.tenant, key.flow_id)
-    return Copy(uuid4(), replace(record.head.flow, **more), record.documents)  # type: ignore[arg-type]
 
 
 async def goes_on(store: Store, key: FlowKey) -> None:
@@ -426,7 +366,7 @@ async def test_a_child_that_was_lost_with_the_last_events_is_not_forgotten_for_a
     await hand.execute("DELETE FROM assessment_flows WHERE flow_id = $1", flow_id)
     done = await recover(store, key)
     assert (done.plan.rung, done.plan.source_revision) == (Rung.REVISION, last - 1)
-    assert done.plan.failures[0][1].endswith("do not fit the phases: it is not sure which of them is wrong")
+    assert done.plan.failures[0][1].endswith("the row says that assessment is under way, and it is not there")
     after = await store.record(tenant, flow_id)
     assert [child.type for child in after.head.flow.children] == ["discovery", "assessment"]
     assert after.head.flow.children[0] == before.head.flow.children[0]

@@ -44,7 +44,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
         "MAX_DOCUMENT_BYTES": "2048", "MAX_MESSAGE_BYTES": "4096", "DRAIN_SECONDS": "0", "WATCH_MAX_AGE_SECONDS": "60",
         "WATCH_POLL_SECONDS": "0.25", "WATCH_HEARTBEAT_SECONDS": "3", "COMMIT_LANES": "1", "CACHE_MIB": "0",
         "CACHE_SECONDS": "1", "REDIS_URL": "redis://:p@h:1/0", "WAKEUPS": "redis",
-        "LISTEN_URL": "postgresql://u:p@h:2/d", "LOG_LEVEL": "debug",
+        "LISTEN_URL": "postgresql://u:p@h:2/d", "SWEEP_SECONDS": "7", "LOG_LEVEL": "debug",
         "LOG_FORMAT": "json", "METRICS_PORT": "9400", "METRICS_HOST": "::1",
     }  # fmt: skip
     assert {f"FLOWLEDGER_{name}" for name in given} == {row.variable for row in rows()}

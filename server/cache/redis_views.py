@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
@@ -24,13 +24,16 @@ TTL_SECONDS = 300
 # Views that wait to be shared at most, and what one may hold.
 WAITING = 256
 VIEW_BYTES = 1024 * 1024
+# So many callers ask at a time; nobody waits for them. A connection takes milliseconds to make, and many at once would look like a Redis
+# that is away.
+ASKING = 8
 _HEAD = struct.Struct(">qd")
 _BROKEN = (RedisError, OSError, TimeoutError)
 
-# The revision stands in front of the seal: what is there stays unless it is older, or is not ours.
+# Revision and time stand in front of the seal and sort as they are: what is there stays if it is newer, unless it is not ours.
 _PUT = """
-local known = redis.call('GETRANGE', KEYS[1], 0, 7)
-if #known == 8 and #ARGV[1] >= 8 and known > string.sub(ARGV[1], 1, 8) and string.byte(known) == 0 then return 0 end
+local known = redis.call('GETRANGE', KEYS[1], 0, 15)
+if #known == 16 and known > string.sub(ARGV[1], 1, 16) and string.byte(known) == 0 then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 return 1
 """
@@ -39,23 +42,37 @@ return 1
 class RedisViews:
     """The second level of the cache. Whatever is wrong with Redis, it is a miss, and soon not even asked."""
 
-    def __init__(self, link: RedisLink, topic: str, seal: Seal, open_sealed: Seal, breaker: Breaker, clock: Callable[[], float]) -> None:
-        """``clock`` tells the time that processes share, in seconds; ``topic`` keeps installations apart."""
+    def __init__(self, link: RedisLink, topic: str, seal: Seal, open_sealed: Seal, breaker: Breaker) -> None:
+        """``topic`` keeps installations apart."""
         self._client, self._topic, self._seal, self._open, self._breaker = link.calls, topic, seal, open_sealed, breaker
-        self._clock = clock
         self._waiting: asyncio.Queue[tuple[FlowKey, ViewName, CachedView]] = asyncio.Queue(WAITING)
         self._put: Any = link.calls.register_script(_PUT)
-        self.hits = self.misses = self.failures = self.dropped = 0
+        self._asking = 0
+        self.hits = self.misses = self.shared = self.failures = self.dropped = 0
+
+    def counts(self) -> Mapping[tuple[str, ...], float]:
+        """What became of views so far, for the metrics."""
+        return {
+            ("hit",): self.hits,
+            ("miss",): self.misses,
+            ("shared",): self.shared,
+            ("failure",): self.failures,
+            ("dropped",): self.dropped,
+        }
 
     async def get(self, key: FlowKey, name: ViewName, least: int) -> CachedView | None:
         """The view, if one of revision ``least`` or newer is known."""
-        if not self._breaker.allows():
+        if self._asking >= ASKING or not self._breaker.allows():
+            self.misses += 1
             return None
+        self._asking += 1
         try:
             found = await self._client.get(self._name(key, name))
         except _BROKEN:
             self._failed()
             return None
+        finally:
+            self._asking -= 1
         self._breaker.succeeded()
         view = await self._opened(key, name, found) if isinstance(found, bytes) else None
         if view is None or view.revision < least:
@@ -77,16 +94,25 @@ class RedisViews:
         """Put what waits, for ever."""
         while True:
             key, name, view = await self._waiting.get()
-            head = _HEAD.pack(view.revision, self._clock())
-            sealed = await self._seal(key.tenant, self._place(key, name, head), view.answer)
-            if sealed is None or not self._breaker.allows():
-                continue
             try:
-                await self._put(keys=[self._name(key, name)], args=[head + sealed, TTL_SECONDS])
-            except _BROKEN:
-                self._failed()
-            else:
-                self._breaker.succeeded()
+                await self._share(key, name, view)
+            except Exception as error:  # noqa: BLE001 - a supervised loop: one view that cannot be shared must not stop the others
+                self.dropped += 1
+                _log.warning("view_not_shared", error=repr(error))
+
+    async def _share(self, key: FlowKey, name: ViewName, view: CachedView) -> None:
+        head = _HEAD.pack(view.revision, view.time)
+        sealed = await self._seal(key.tenant, self._place(key, name, head), view.answer)
+        if sealed is None or not self._breaker.allows():
+            self.dropped += 1
+            return
+        try:
+            await self._put(keys=[self._name(key, name)], args=[head + sealed, TTL_SECONDS])
+        except _BROKEN:
+            self._failed()
+        else:
+            self._breaker.succeeded()
+            self.shared += 1
 
     async def _opened(self, key: FlowKey, name: ViewName, found: bytes) -> CachedView | None:
         if len(found) <= _HEAD.size:
@@ -94,7 +120,7 @@ class RedisViews:
         head = found[: _HEAD.size]
         revision, time = _HEAD.unpack(head)
         answer = await self._open(key.tenant, self._place(key, name, head), found[_HEAD.size :])
-        return None if answer is None else CachedView(revision, answer, cast(float, time))
+        return None if answer is None else CachedView(revision, answer, time)
 
     def _failed(self) -> None:
         self.failures += 1

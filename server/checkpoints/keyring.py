@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from server import vault
 from server.checkpoints import places
 from server.repository.keys import IDENTITY, KeyRow, Keys
-from server.statemachine.errors import KeyUnavailable, NoKey
+from server.statemachine.errors import KeyUnavailable, NoKey, StoreUnavailable
 from server.statemachine.value import dataclass
 from server.statemachine.values import Tenant
 from server.vault import KeyProvider, UnknownKey, Unopened, Wrapped
@@ -75,13 +75,22 @@ class Keyring:
 
     async def sealing(self, tenant: Tenant) -> SealingKeys:
         """The keys that the tenant seals with; made when it has none. Raises KeyUnavailable."""
+        found = await self.present(tenant)
+        if found is None:
+            made = [await self._made(tenant, version) for version in (IDENTITY, IDENTITY + 1)]
+            await self._keys.add(tenant, made, self._now())
+            found = await self.present(tenant)  # of two that make them at once, one is there
+            if found is None:
+                raise StoreUnavailable("the tenant was erased at this moment: retry in a moment")
+        return found
+
+    async def present(self, tenant: Tenant) -> SealingKeys | None:
+        """The keys that the tenant seals with; None when it has none. Raises KeyUnavailable."""
         found = self._sealing.get(tenant)
         if found is None:
             rows = await self._keys.all(tenant)
             if len(rows) < 2 or rows[0].version != IDENTITY:  # the identity key, and one that seals
-                made = [await self._made(tenant, version) for version in (IDENTITY, IDENTITY + 1)]
-                await self._keys.add(tenant, made, self._now())
-                rows = await self._keys.all(tenant)  # of two that make them at once, one is there
+                return None
             found = SealingKeys(rows[-1], await self._certain(tenant, rows[-1]), await self._certain(tenant, rows[0]))
             self._sealing.put(tenant, found)
         return found

@@ -48,6 +48,8 @@ BATCH_BYTES = 1024 * 1024
 SLOW_SECONDS = 0.02
 # From this attempt on a flow's row is locked before it is read, so that nobody can be first again.
 LOCKED_ATTEMPT = 3
+# Later than every revision: whoever keeps anything of an erased flow takes it for behind. Hints have 64 bits for a revision, with a sign.
+ERASED_REVISION = 2**63 - 1
 # Beyond this many waiting commits the caller is told to come back rather than left to wait for its deadline.
 WAITING_COMMITS = 20_000
 
@@ -173,11 +175,9 @@ class Commits:
         self._ring(key, revision)
 
     def forget(self, keys: Iterable[FlowKey]) -> None:
-        """Keep nothing in memory of flows that were erased."""
+        """Keep nothing in memory of flows that were erased, and let nobody else."""
         for key in keys:
-            self._heads.drop(key)
-            self._texts.drop(key)
-            self._ring(key, 0)
+            self.moved(key, ERASED_REVISION)
 
     async def close(self, patience: float) -> None:
         """Take no more commits and wait for those under way, at most ``patience`` seconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -227,6 +228,24 @@ class Database:
                 query = "UPDATE installation SET kek_id = $2 WHERE kek_id IS NOT DISTINCT FROM $1 RETURNING true"
                 return bool(await connection.fetchval(query, known, kek_id))
 
+    @asynccontextmanager
+    async def alone(self, name: str) -> AsyncIterator[bool]:
+        """Whether nobody else on this database is in a block of that name. Raises StoreUnavailable.
+
+        On a connection of its own, since the block may last and the pool's are for calls. The lock is a transaction's, not a session's:
+        behind a pooler that hands sessions on, it would stay with somebody else.
+        """
+        with translated(), admitted():
+            connection = await asyncpg.connect(self.url, timeout=self._patience, command_timeout=self._patience, statement_cache_size=0)
+        try:
+            with translated():
+                await connection.transaction().start()
+                await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                mine = await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _number_of(name))
+            yield bool(mine)
+        finally:
+            await connection.close(timeout=1.0)
+
     async def token_key(self) -> bytes:
         """The key that every process on this database signs page tokens with."""
         with translated():
@@ -262,6 +281,11 @@ class Database:
         with translated():
             async with self._connection() as connection:
                 await connection.execute("SELECT 1")
+
+
+def _number_of(name: str) -> int:
+    """The number of the lock of that name."""
+    return int.from_bytes(hashlib.sha256(f"flowledger {name}".encode()).digest()[:8], "big", signed=True)
 
 
 @dataclass(frozen=True, slots=True)

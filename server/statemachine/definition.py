@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
+from datetime import timedelta
 from types import MappingProxyType
 
 from server.statemachine.states import FlowStatus
@@ -12,7 +13,10 @@ from server.statemachine.value import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PhaseDefinition:
-    """One phase of a definition; ``status`` is what the child's status is while this is the furthest phase under way."""
+    """One phase of a definition; ``status`` is what the child's status is while this is the furthest phase under way.
+
+    A phase that is IN_PROGRESS for longer than ``longest_work``, or waits for somebody for longer than ``longest_wait``, is stuck.
+    """
 
     name: str
     status: FlowStatus
@@ -21,6 +25,8 @@ class PhaseDefinition:
     requires_validation: bool = False
     requires_approval: bool = False
     max_retries: int = 3
+    longest_work: timedelta = timedelta(hours=24)
+    longest_wait: timedelta = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def read(tenant: Tenant, flow_id: UUID, row: Row, children: Iterable[tuple[str, 
     hold, hold_reason = loose.member("hold", FlowHold), loose.text("hold_reason")
     created_by, create_time = loose.text("created_by", empty=False), loose.moment("create_time")
     delete_time, origin = loose.moment("delete_time", required=False), _origin(loose)
-    members = _children(kind, hold, children, findings)
+    members = _children(kind, hold, row.get("current_child"), children, findings)
     whole = not findings or all(finding.kind is _K.DERIVED_WRONG for finding in findings)
     # Nothing of this keeps the flow from being right: whatever is stored next has all of it anew.
     revision, link = loose.whole("revision", 1), loose.octets("head_hash", HASH_BYTES)
@@ -136,8 +136,10 @@ def _derived(flow: Flow, loose: Loose, row: Row) -> Flow:
     return replace(flow, end_time=(flow.end_time or flow.update_time) if ended else None)
 
 
-def _children(kind: str | None, hold: FlowHold | None, rows: Iterable[tuple[str, Row]], findings: list[Finding]) -> tuple[ChildFlow, ...]:
-    """The children that could be read, in the journey's order."""
+def _children(
+    kind: str | None, hold: FlowHold | None, current: object, rows: Iterable[tuple[str, Row]], findings: list[Finding]
+) -> tuple[ChildFlow, ...]:
+    """The children that could be read, in the journey's order; ``current`` is the one that the row says is under way."""
     journey = JOURNEYS.get(kind or "", tuple(BUILT_IN))
     found: dict[str, ChildFlow | None] = {}
     for domain, row in rows:
@@ -151,6 +153,9 @@ def _children(kind: str | None, hold: FlowHold | None, rows: Iterable[tuple[str,
     for domain in journey[: journey.index(there[-1]) if there and kind is not None else 0]:
         if domain not in found:
             findings.append(Finding(_K.CHILD_MISSING, f"{there[-1]} has begun, and {domain} before it is not there", child_type=domain))
+    if current in journey and current not in found and not any(finding.child_type == current for finding in findings):
+        text = f"the row says that {current} is under way, and it is not there"
+        findings.append(Finding(_K.CHILD_MISSING, text, child_type=str(current)))
     return tuple(child for domain in there if (child := found[domain]) is not None)
 
 

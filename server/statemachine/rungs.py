@@ -19,7 +19,7 @@ from enum import unique
 from uuid import UUID
 
 from server.statemachine.document import sha256
-from server.statemachine.evidence import Command, Evidence
+from server.statemachine.evidence import Command, Evidence, Gap
 from server.statemachine.finding import Finding, FindingKind
 from server.statemachine.flow import new_child
 from server.statemachine.graphs import BUILT_IN, JOURNEYS
@@ -112,7 +112,7 @@ def plan(ground: Ground) -> Plan:
         if rung.value <= ground.lowest.value:
             found = step(ground)
             if isinstance(found, Plan):
-                return replace(found, findings=findings, failures=tuple(failures), losses=(*found.losses, *_losses(evidence)))
+                return replace(found, findings=findings, failures=tuple(failures), losses=(*found.losses, *_losses(ground)))
             failures.append((rung, found))
     return Plan(None, f"nothing down to {ground.lowest.name} brings the flow back", findings, tuple(failures))
 
@@ -284,14 +284,16 @@ def _undone(revision: int, last: int) -> tuple[str, ...]:
     return (f"{told} undone: what was done in them must be done again",)
 
 
-def _losses(evidence: Evidence) -> Iterator[str]:
+def _losses(ground: Ground) -> Iterator[str]:
     """What no rung brings back."""
-    told = evidence.told
+    evidence, told = ground.evidence, ground.evidence.told
     for gap in told.gaps:
         yield f"what revision {gap} did, who did it and when: the event {'cannot be read' if gap.damaged else 'is gone'}"
-    tail = evidence.tail
-    if tail is not None:
-        yield f"what revision {tail} did, who did it and when: the event is gone"
+    last = last_revision(evidence, ground.copy)
+    if last > told.head and evidence.stored.hash != told.hash:
+        yield f"what revision {Gap(told.head + 1, last, None)} did, who did it and when: the event is gone"
+    if not told.head and not evidence.stored.there:
+        yield f"what was done after revision {last}, if anything was: nothing tells of it"
     for finding in told.findings:
         if finding.kind is _K.HISTORY_DAMAGED and finding.revision not in told.bases:
             yield finding.description

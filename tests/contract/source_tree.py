@@ -22,6 +22,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "vault": frozenset(),
     "checkpoints": frozenset({"checkpoints", "operations", "repository", "statemachine", "vault"}),
     "alarm": frozenset({"repository", "statemachine"}),
+    "lookout": frozenset({"repository", "statemachine"}),
     "breaker": frozenset(),
     "redis_link": frozenset(),
     "cache": frozenset({"cache", "repository", "statemachine", "breaker", "redis_link"}),
@@ -30,6 +31,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "log": frozenset(),
     "metrics": frozenset(),
     "programs": frozenset(),
+    "sweeper": frozenset({"statemachine"}),  # does jobs; what they are is not its business
     "cluster": frozenset({"programs"}),
     "embedded": frozenset({"cluster", "programs"}),
     "app": frozenset(
@@ -39,6 +41,7 @@ ROOMS: dict[str, frozenset[str]] = {
             "repository",
             "statemachine",
             "alarm",
+            "lookout",
             "rescue",
             "cache",
             "metrics",
@@ -49,6 +52,7 @@ ROOMS: dict[str, frozenset[str]] = {
             "settings",
             "log",
             "embedded",
+            "sweeper",
         },
     ),
     "workers": frozenset(),
@@ -92,6 +96,8 @@ CATCH_ALLS: dict[str, tuple[int, str]] = {
         "the lane that carries commits is a supervised loop: neither a faulty batch nor a faulty flow in it may stop it",
     ),
     "alarm.py": (1, "an alert must not make the operation fail that raised it, whatever is the matter with the database"),
+    "sweeper.py": (2, "a supervised loop: neither one job's trouble nor one tenant's may stop the others"),
+    "cache/redis_views.py": (1, "a supervised loop: one view that cannot be shared must not stop the others"),
     "repository/gathered.py": (2, "the loop that carries reads hands every error to the callers it belongs to, and to nobody else"),
 }
 # asyncpg commits a statement outside a transaction by itself, so whoever can send one commits.

@@ -49,7 +49,7 @@ class ServerProcess:
 def environment(**variables: object) -> dict[str, str]:
     """This process's environment with FLOWLEDGER_ variables."""
     given = {f"FLOWLEDGER_{name.upper()}": str(value) for name, value in variables.items()}
-    return {**os.environ, "FLOWLEDGER_PORT": "0", "FLOWLEDGER_LOG_LEVEL": "warning", **given}
+    return {**os.environ, "FLOWLEDGER_PORT": "0", "FLOWLEDGER_SWEEP_SECONDS": "0", "FLOWLEDGER_LOG_LEVEL": "warning", **given}
 
 
 def database(urls: Urls) -> dict[str, object]:

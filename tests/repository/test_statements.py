@@ -9,16 +9,19 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from sqlalchemy import BigInteger, bindparam, func, select
+from sqlalchemy import BigInteger, Delete, Update, bindparam, delete, func, select, update
 
 from server.repository.alerts import Alerts
 from server.repository.events import Narrowing
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows
 from server.repository.history import History
+from server.repository.history_tables import bases
 from server.repository.requests import answered
-from server.repository.statement import Statement, gated, mine, named
-from server.repository.tables import TENANT_TABLES, flows
+from server.repository.standing import Standing
+from server.repository.statement import Statement, gate, gated, mine, named, of_tenant, opened
+from server.repository.tables import TENANT_TABLES, children, documents, events, flows
+from server.rescue import Done
 from server.statemachine.change import (
     CancelFlow,
     DeleteFlow,
@@ -33,12 +36,16 @@ from server.statemachine.change import (
     UpdateFlow,
 )
 from server.statemachine.event_filter import EventFilter, EventKind
+from server.statemachine.graphs import BUILT_IN
+from server.statemachine.rungs import Rung
 from server.statemachine.states import PhaseState
 from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, FlowKey, Tenant
 from tests.checkpoints.exercise import exercise as exercise_seals
 from tests.repository import rows
 from tests.repository.plan import TENANT_TABLE_NAMES, scans_and_insertions
 from tests.repository.store import NOON, Store, alert, report, request
+from tests.repository.test_examiner import grown
+from tests.rescuing import asked, recover, rescue
 
 STATE = DocumentPlace("state")
 ENTRY = RecordActivity((ActivityEntry(ActivityKind.MEMORY, value=1.5, unit="MiB"),))
@@ -92,6 +99,8 @@ async def exercise(store: Store, tenant: Tenant) -> None:
         await store.flows.page(tenant, parse(""), parse_order(order), last, 10, DeletedFlows.SHOWN)
     await exercise_replacement(store, tenant)
     await exercise_alerts(store, tenant)
+    await exercise_recovery(store, tenant)
+    await exercise_lookout(store, tenant)
     await exercise_seals(store, rows.tenant())
 
 
@@ -103,6 +112,43 @@ async def exercise_alerts(store: Store, tenant: Tenant) -> None:
     await alerts.after(tenant, 0, 1)
     await alerts.number_of(tenant, uuid4())
     await alerts.before(tenant, NOON)
+
+
+async def spoil(store: Store, tenant: Tenant, change: Update | Delete) -> None:
+    """Do damage, as far as the service itself could."""
+    await store.database.write([tenant], Statement(change.where(opened(gate()), *mine(change.table))), of_tenant(tenant))
+
+
+async def exercise_recovery(store: Store, tenant: Tenant) -> None:
+    """Looking at damaged flows, and bringing them back in every way that writes something of its own."""
+    flow_id = await grown(store, tenant)
+    for change in (
+        update(flows).values(progress=99.0).where(flows.c.flow_id == flow_id),
+        update(documents).values(body=b"x").where(documents.c.flow_id == flow_id),
+        update(bases).values(body=b"x").where(bases.c.flow_id == flow_id),
+        update(events).values(hash=b"x" * 32).where(events.c.flow_id == flow_id, events.c.revision == 20),
+        update(events).values(body="{").where(events.c.flow_id == flow_id, events.c.revision == 105),
+    ):
+        await spoil(store, tenant, change)
+    done = await rescue(store).recover(asked(store, FlowKey(tenant, flow_id)), request(), lambda _: b"answer")
+    assert isinstance(done, Done)
+    assert done.plan.rung is Rung.REVISION
+    bare = await store.create(tenant)
+    for table in (children["discovery"], flows):
+        await spoil(store, tenant, delete(table).where(table.c.flow_id == bare))
+    assert (await recover(store, FlowKey(tenant, bare))).plan.rung is Rung.REPAIR
+    emptied = await store.create(tenant)
+    await store.commit(store.asked(tenant, emptied, UpdateFlow(documents=(ReplaceDocument(STATE, b"{}"),))))
+    await spoil(store, tenant, delete(documents).where(documents.c.flow_id == emptied))
+    assert (await recover(store, FlowKey(tenant, emptied))).plan.rung is Rung.REVISION
+
+
+async def exercise_lookout(store: Store, tenant: Tenant) -> None:
+    """Looking for flows that are stuck."""
+    standing = Standing(store.database)
+    for domain in BUILT_IN:
+        assert [one async for one in standing.still(tenant, domain, NOON)] == []
+    assert [one async for one in standing.retried(tenant, NOON, 1)] == []
 
 
 async def exercise_replacement(store: Store, tenant: Tenant) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -15,14 +15,22 @@ from server.repository import requests
 from server.repository.alerts import Alerts
 from server.repository.commits import Commits
 from server.repository.events import Events, Narrowing
+from server.repository.examiner import Examiner
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows, Flows
 from server.repository.history import History
-from server.repository.requests import Request, answered
+from server.repository.recoveries import Overtaken, Recoveries, Recovery
+from server.repository.remains import HIGHEST, Remains
+from server.repository.requests import Request, answered, requested
 from server.repository.tables import TENANT_TABLES
 from server.statemachine.change import MergeDocument, PauseFlow, RecordActivity, ReplaceDocument, UpdateFlow
+from server.statemachine.derivation import summary as summary_of
 from server.statemachine.errors import FlowError, FlowNotFound, RevisionCompacted
+from server.statemachine.event import Event
 from server.statemachine.history import Kept
+from server.statemachine.recovered import Recovered
+from server.statemachine.replacement import content_of
+from server.statemachine.states import FlowStatus
 from server.statemachine.values import ActivityEntry, ActivityKind, DocumentPlace, FlowKey, Tenant
 from tests.repository import rows
 from tests.repository.store import NOON, Store, alert, outsiders, report, request
@@ -178,6 +186,10 @@ async def request_answered(store: Store, owned: Owned, asker: Tenant) -> None:
     assert await answered(store.database, asker, other_payload) is None  # not "reused" either
 
 
+async def request_requested(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert not await requested(store.database, asker, owned.asking.request_id)
+
+
 async def alert_put(store: Store, owned: Owned, asker: Tenant) -> None:
     mine = alert("the same thing")
     assert await Alerts(store.database).put(asker, mine)  # that another tenant was told of it is nothing to this one
@@ -202,7 +214,60 @@ async def alert_before(store: Store, owned: Owned, asker: Tenant) -> None:
     assert await Alerts(store.database).before(asker, NOON + timedelta(days=1)) == 0
 
 
+async def examined(store: Store, owned: Owned, asker: Tenant) -> None:
+    with pytest.raises(FlowNotFound):
+        await Examiner(store.database).examine(FlowKey(asker, owned.flow_id))
+
+
+async def remains(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert not (await Remains(store.database).whole(FlowKey(asker, owned.flow_id))).any
+
+
+async def remains_within(store: Store, owned: Owned, asker: Tenant) -> None:
+    async with store.database.begin([asker]) as transaction:
+        assert not (await Remains(store.database).whole_within(transaction, FlowKey(asker, owned.flow_id))).any
+        assert not (await Remains(store.database).whole_within(transaction, FlowKey(owned.tenant, owned.flow_id))).any
+
+
+async def remaining_spans(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert {span.count for span in (await Remains(store.database).spans(FlowKey(asker, owned.flow_id))).values()} == {0}
+
+
+async def remaining_events(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert await Remains(store.database).events(FlowKey(asker, owned.flow_id), 0, HIGHEST) == []
+
+
+async def remaining_bases(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert await Remains(store.database).bases(FlowKey(asker, owned.flow_id), 0, HIGHEST) == []
+
+
+async def remaining_versions(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert await Remains(store.database).versions(FlowKey(asker, owned.flow_id)) == []
+
+
+async def recovery_prepared(store: Store, owned: Owned, asker: Tenant) -> None:
+    """What somebody knows of another's flow is of no use to them: nothing like it is stored as theirs."""
+    examined = await Examiner(store.database).examine(FlowKey(owned.tenant, owned.flow_id))
+    flow = replace(examined.evidence.stored.flow, tenant=asker, revision=9)  # type: ignore[type-var]
+    assert flow is not None
+    said, event = summary_of(flow), Event(9, NOON, "eve", (), FlowStatus.PAUSED, 0.0, False)
+    made = Recovered(flow, said, event, (), {}, {}, ())
+    recovery = Recovery(FlowKey(asker, owned.flow_id), examined, made, {}, (), uuid4(), "mine now")
+    prepared = await Recoveries(store.database).prepared(recovery)
+    with pytest.raises(Overtaken):
+        await Recoveries(store.database).carry_out(prepared, None)
+
+
 CASES: dict[str, Case] = {
+    "Examiner.examine": examined,
+    "Remains.whole": remains,
+    "Remains.whole_within": remains_within,
+    "Remains.spans": remaining_spans,
+    "Remains.events": remaining_events,
+    "Remains.bases": remaining_bases,
+    "Remains.versions": remaining_versions,
+    "Recoveries.prepared": recovery_prepared,
+    "Recoveries.carry_out": recovery_prepared,
     "Alerts.put": alert_put,
     "Alerts.page": alert_page,
     "Alerts.after": alert_after,
@@ -231,6 +296,7 @@ CASES: dict[str, Case] = {
     "Commits.commit_together": commit_together,
     "Commits.rehearse_together": rehearse_together,
     "requests.answered": request_answered,
+    "requests.requested": request_requested,
 }
 
 
@@ -248,11 +314,11 @@ def of_tenants(*owners: object) -> set[str]:
 
 
 def _told_a_tenant(parameters: Iterable[inspect.Parameter]) -> bool:
-    return any(word in str(parameter.annotation) for parameter in parameters for word in ("Tenant", "Key", "Asked"))
+    return any(word in str(parameter.annotation) for parameter in parameters for word in ("Tenant", "Key", "Asked", "Recovery", "Prepared"))
 
 
 def test_every_function_that_is_told_a_tenant_has_a_case() -> None:
-    assert set(CASES) == of_tenants(Flows, Events, History, Commits, Alerts, requests)
+    assert set(CASES) == of_tenants(Flows, Events, History, Commits, Alerts, Examiner, Remains, Recoveries, requests)
 
 
 def test_a_new_function_would_be_missed() -> None:
@@ -271,6 +337,8 @@ async def owned_by(store: Store, tenant: Tenant) -> Owned:
     entry = ActivityEntry(ActivityKind.COLLABORATION, participants=("a", "b"))
     await store.commit(store.asked(tenant, flow_id, RecordActivity((entry,))))
     await store.commit(store.asked(tenant, flow_id, PauseFlow("secret"), request=asking))
+    content = content_of((await store.record(tenant, flow_id)).head.flow, {STATE: b'{"secret":2}'})
+    await store.commit(await store.replacing(tenant, flow_id, content))  # so that there are a base and an earlier document
     await Alerts(store.database).put(tenant, alert("the same thing", flow_id=flow_id))
     return Owned(tenant, flow_id, asking)
 
@@ -308,10 +376,10 @@ async def test_the_owner_sees_and_changes_all_of_it(store: Store, tenant: Tenant
     """What the cases above would look like if they proved nothing."""
     owned = await owned_by(store, tenant)
     record = await store.record(tenant, owned.flow_id)
-    assert (record.documents[STATE], len(record.activity)) == (b'{"secret":1}', 1)
-    assert await store.text(tenant, owned.flow_id, STATE) == b'{"secret":1}'
+    assert (record.documents[STATE], len(record.activity)) == (b'{"secret":2}', 1)
+    assert await store.text(tenant, owned.flow_id, STATE) == b'{"secret":2}'
     assert len(await store.flows.page(tenant, parse(""), NEWEST, None, 100, DeletedFlows.SHOWN)) == 1
-    assert len(await store.history(tenant, owned.flow_id)) == 3
+    assert len(await store.history(tenant, owned.flow_id)) == 4
     assert await answered(store.database, tenant, owned.asking) is not None
 
 

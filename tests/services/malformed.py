@@ -133,12 +133,14 @@ def _repeated(field: FieldDescriptor) -> Sequence[object]:
 
 
 def _scalars(field: FieldDescriptor) -> Sequence[object]:
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return (b"x", bytes(31), bytes(33)) if field.name == "sha256" else ()
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING:
             special = {"filter": _FILTERS, "order_by": _ORDERS, "page_token": _TOKENS}
             if field.name == "actor" and _of_activity(field):
                 return ("me", *_TEXTS)
-            if field.name in ("flow_id", "new_flow_id", "request_id"):
+            if field.name.endswith(("flow_id", "checkpoint_id")) or field.name == "request_id":
                 return _IDS
             return special.get(field.name, _TEXTS)
         case FieldDescriptor.CPPTYPE_ENUM:

@@ -56,6 +56,7 @@ async def served(urls: Urls, **variables: str) -> AsyncIterator[Served]:
         "FLOWLEDGER_OWNER_DATABASE_URL": urls.owner,
         "FLOWLEDGER_KEYS": KEYS,
         "FLOWLEDGER_PORT": "0",
+        "FLOWLEDGER_SWEEP_SECONDS": "0",
         "FLOWLEDGER_DRAIN_SECONDS": "1",
         "FLOWLEDGER_LOG_FORMAT": "json",
         # The C library keeps what is freed, up to 32 MiB a piece in each thread; with these, memory measured is memory in use.

@@ -167,6 +167,13 @@ async def _key_unavailable(stage: Stage) -> Refusal:
     return await Sealing(stage.tenancy).refusal("CreateCheckpoint", flow_id=flow_id)
 
 
+async def _no_recovery_point(stage: Stage) -> Refusal:
+    flow_id = (await stage.tenancy.create()).flow_id
+    await stage.superuser.execute("DELETE FROM events WHERE flow_id = $1", UUID(flow_id))
+    await stage.superuser.execute("DELETE FROM discovery_flows WHERE flow_id = $1", UUID(flow_id))
+    return await stage.tenancy.refusal("RecoverFlow", flow_id=flow_id)
+
+
 async def _concurrent_modification(stage: Stage) -> Refusal:
     flow_id = await _moved(stage, "IN_PROGRESS")
     return await stage.tenancy.refusal("PauseFlow", flow_id=flow_id, expected_revision=1)
@@ -270,6 +277,7 @@ PROVOCATIONS: Mapping[str, Provocation] = {
     "OFFSET_OUT_OF_RANGE": _by(_offset_out_of_range, "offset size"),
     "NO_KEY": _by(_no_key, "", "PreconditionFailure"),
     "KEY_UNAVAILABLE": _by(_key_unavailable, "key_version kek_id", "PreconditionFailure"),
+    "NO_RECOVERY_POINT": _by(_no_recovery_point, "repair_failure revision_failure checkpoint_failure", "PreconditionFailure"),
     "REVISION_COMPACTED": _by(_revision_compacted, "asked_revision oldest_revision head_revision"),
     "HISTORY_DAMAGED": _by(_history_damaged, "revision"),
     "REVISION_IN_FUTURE": _by(_revision_in_future, "asked_revision head_revision"),
@@ -422,7 +430,7 @@ _HOSTILE: Mapping[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _trailer_bytes(error: grpc.aio.AioRpcError) -> int:
+def trailer_bytes(error: grpc.aio.AioRpcError) -> int:
     """The trailers on their way: names and values, the message as gRPC encodes it (the library hands it over decoded)."""
     message = quote(error.details() or "", safe="".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%"))
     pairs = [(key, value) for key, value in error.trailing_metadata() or () if key != "grpc-message"]
@@ -440,7 +448,7 @@ async def test_an_errors_trailers_stay_below_2_kb(tenancy: Tenancy, hostile: str
     refusal = Refusal.of(caught.value)
     assert refusal.code is CODES[refusal.reason]
     assert refusal.reason not in ("INTERNAL", "")
-    assert _trailer_bytes(caught.value) < 2048
+    assert trailer_bytes(caught.value) < 2048
 
 
 async def test_one_callers_error_is_not_another_ones(channel: grpc.aio.Channel) -> None:
