@@ -8,7 +8,8 @@ const HEARTBEAT_SECONDS = 5;
 const SILENCE_MILLISECONDS = 3 * HEARTBEAT_SECONDS * 1000;
 const PATIENCE_MILLISECONDS = 60_000;
 const LONGEST_PAUSE_MILLISECONDS = 2_000;
-const RESUMABLE = new Set(['WATCH_END_REASON_MAX_AGE', 'WATCH_END_REASON_DRAINING']);
+// After any other end the stream is asked for again: what stands in the way of that, the service then says as an error.
+const OVER = new Set(['WATCH_END_REASON_FLOW_TERMINAL', 'WATCH_END_REASON_FLOW_DELETED']);
 
 /**
  * Every event of the flow after a revision, each once and in order; then the reason why there are no more, for example
@@ -47,7 +48,7 @@ export async function* events(connection, flowId, after, resuming) {
           yield event;
           silence.refresh(); // the reader's own time does not count
         } else if (message === 'end') {
-          if (!RESUMABLE.has(end.reason)) return end.reason;
+          if (OVER.has(end.reason)) return end.reason;
           why = end.message;
         }
       }

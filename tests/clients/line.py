@@ -20,10 +20,15 @@ class Line:
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = asyncio.Event()
         self._answers.set()
+        self._loop = asyncio.get_running_loop()
 
     def mute(self) -> None:
         """From now on no answer arrives; what is sent still does."""
         self._answers.clear()
+
+    def mute_soon(self) -> None:
+        """As ``mute``, from any thread: nothing that is sent after this is answered."""
+        self._loop.call_soon_threadsafe(self._answers.clear)
 
     def unmute(self) -> None:
         """Answers arrive again, those held back first."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flowledger.v1 import change_pb2, document_pb2, flow_pb2
 from flowledger.v1 import flow_service_pb2 as pb
-from flowledger_client import Caller, Client, ConcurrentModification, PhaseFailed, PhaseUnknown, PreconditionFailed
+from flowledger_client import Caller, Client, ConcurrentModification, PhaseFailed, PhaseLost, PhaseUnknown, PreconditionFailed
 
 from server import app
 from tests.clients.both import Both, Connect, native, threaded
@@ -172,15 +172,45 @@ async def test_of_two_workers_of_one_phase_one_works(client: Both) -> None:
     assert (await phase(client, flow_id, "data_import")).state == flow_pb2.PHASE_STATE_COMPLETED
 
 
+async def moved(client: Both, flow_id: str, to: flow_pb2.PhaseState.ValueType) -> None:
+    """Somebody else moves the phase data_import."""
+    transition = change_pb2.PhaseTransition(phase="data_import", to=to)
+    await client.call("TransitionPhase", pb.TransitionPhaseRequest(flow_id=flow_id, transition=transition))
+
+
 async def test_a_worker_whose_phase_was_taken_back_is_told_at_its_next_report(client: Both) -> None:
     flow_id = await created(client)
-    with pytest.raises(PreconditionFailed) as refused:
+
+    async def working() -> None:
         async with client.phase(flow_id, "data_import") as work:
-            taken = change_pb2.PhaseTransition(phase="data_import", to=flow_pb2.PHASE_STATE_RETRY_NEEDED)
-            await client.call("TransitionPhase", pb.TransitionPhaseRequest(flow_id=flow_id, transition=taken))
+            await moved(client, flow_id, flow_pb2.PHASE_STATE_RETRY_NEEDED)
             await work.report(0.9)
+
+    with pytest.raises(PreconditionFailed) as refused:
+        await working()
     assert refused.value.reason == "INVALID_PHASE_TRANSITION"
     assert (await phase(client, flow_id, "data_import")).state == flow_pb2.PHASE_STATE_RETRY_NEEDED
+
+
+@pytest.mark.parametrize(("error", "told"), [(None, PhaseLost), (ZeroDivisionError(), ZeroDivisionError)], ids=["done", "failed"])
+async def test_a_late_worker_neither_completes_nor_fails_what_another_has_begun_since(
+    client: Both, error: Exception | None, told: type[Exception]
+) -> None:
+    flow_id = await created(client)
+
+    async def working() -> None:
+        async with client.phase(flow_id, "data_import") as work:
+            work.results.append(stated({"rows": 1}))
+            await moved(client, flow_id, flow_pb2.PHASE_STATE_RETRY_NEEDED)
+            await moved(client, flow_id, flow_pb2.PHASE_STATE_IN_PROGRESS)
+            if error is not None:
+                raise error
+
+    with pytest.raises(told):
+        await working()
+    flow = await read(client, flow_id)
+    assert (flow.revision, json.loads(flow.state.json)) == (4, {})
+    assert (await phase(client, flow_id, "data_import")).state == flow_pb2.PHASE_STATE_IN_PROGRESS
 
 
 async def test_a_phase_that_cannot_begin_or_is_not_there_is_not_worked_on(client: Both) -> None:

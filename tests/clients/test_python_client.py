@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 from server.app import Server
 from tests.clients.program import ROOT, run
@@ -25,3 +27,13 @@ def test_the_python_example_stays_short_and_knows_only_the_contract() -> None:
     assert len(lines) <= 80
     imports = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
     assert imports == ["sys", "threading", "uuid", "grpc", "flowledger.v1"]
+
+
+async def test_what_the_readme_shows_is_what_it_prints(server: Server, tmp_path: Path) -> None:
+    shown = re.findall(r"```python\n(.*?)```\n.*?```\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(shown) == 2
+    for at, (code, told) in enumerate(shown):
+        program = tmp_path / f"{at}.py"
+        program.write_text(code.replace("127.0.0.1:50051", server.address))
+        ran = await run(sys.executable, "-W", "error", program)
+        assert (ran.err, ran.out) == ("", told)

@@ -28,7 +28,7 @@ from flowledger_client.errors import (
 )
 from flowledger_client.patience import Patience
 from flowledger_client.watch import Watch
-from flowledger_client.work import PhaseFailed, PhaseUnknown
+from flowledger_client.work import PhaseFailed, PhaseLost, PhaseUnknown
 
 __all__ = [
     "AlreadyExists",
@@ -49,6 +49,7 @@ __all__ = [
     "OutOfRange",
     "Patience",
     "PhaseFailed",
+    "PhaseLost",
     "PhaseUnknown",
     "PhaseWork",
     "PreconditionFailed",

@@ -22,7 +22,7 @@ from flowledger_client.errors import ConcurrentModification, FlowledgerError, er
 from flowledger_client.following import Following, Resuming, unheard
 from flowledger_client.patience import Backoff, Patience, Tries
 from flowledger_client.request_id import identified
-from flowledger_client.work import PhasePlace, read_of
+from flowledger_client.work import END_TRIES, PhaseLost, PhasePlace, read_of
 
 S = TypeVar("S")
 Decide = Callable[[flow_pb2.Flow], Sequence[change_pb2.Change]]
@@ -116,21 +116,22 @@ class AsyncClient:
         """Work on a phase: it begins with the block; at its end it is COMPLETED, or waits as it must, in one commit with ``results``.
 
         An exception makes it FAILED, or RETRY_NEEDED, as PhaseFailed says, and is raised on. Raises PhaseUnknown; PreconditionFailed when
-        the phase cannot begin: it waits for another, or somebody is at it.
+        the phase cannot begin: it waits for another, or somebody is at it; PhaseLost, at the end, when it was taken back meanwhile.
         """
         place = PhasePlace(flow_id, phase, child_type)
         found = place.found((await self.flows.GetFlow(read_of(flow_id, flow_pb2.FLOW_VIEW_BASIC))).flow)
-        await self.flows.CommitFlow(place.begun(found, reason))
+        since = (await self.flows.CommitFlow(place.begun(found, reason))).event.time
         work = AsyncPhaseWork(self, place)
         try:
             yield work
         except Exception as error:
+            failure = error  # outlives the handler
             try:
-                await self.flows.CommitFlow(place.failed(error))
-            except FlowledgerError as refused:  # the phase was taken from us: what happened first is what is told
+                await self.commit(flow_id, lambda flow: place.failed(flow, since, failure), tries=END_TRIES)
+            except (FlowledgerError, PhaseLost) as refused:  # what happened first is what is told
                 raise error from refused
             raise
-        await self.flows.CommitFlow(place.done(found, work.reason, work.results))
+        await self.commit(flow_id, lambda flow: place.done(flow, since, work.reason, work.results), tries=END_TRIES)
 
     def _watch(self, request: pb.WatchFlowRequest, pick: Callable[[pb.WatchFlowResponse], S], resuming: Resuming) -> AsyncWatch[S]:
         following = Following(request, Backoff(random.random), self._patience.watch, time.monotonic)

@@ -13,7 +13,11 @@ from flowledger_client.patience import Backoff
 HEARTBEAT_SECONDS = 5
 # After so many heartbeats that did not come, a connection counts as dead.
 SILENT_HEARTBEATS = 3
-_RESUMABLE = frozenset({pb.WATCH_END_REASON_MAX_AGE, pb.WATCH_END_REASON_DRAINING})
+# After any other end the stream is asked for again: what stands in the way of that, the service then says as an error.
+_OVER = frozenset({pb.WATCH_END_REASON_FLOW_TERMINAL, pb.WATCH_END_REASON_FLOW_DELETED})
+
+# What of a request leaves events out.
+FILTERS = ("kinds", "phases")
 
 # Told before a stream is opened again: the position, and why.
 Resuming = Callable[[int, str], None]
@@ -24,7 +28,10 @@ def unheard(position: int, why: str) -> None:
 
 
 class Following:
-    """One watch over all its streams."""
+    """One watch over all its streams.
+
+    It is taken up again by revision, which every server understands whatever its age and keys; a filter goes along in the request.
+    """
 
     def __init__(self, request: pb.WatchFlowRequest, backoff: Backoff, patience: float | None, clock: Callable[[], float]) -> None:
         """``request`` is what the first stream asks for; ``patience`` is how many seconds the service may be away, None for ever."""
@@ -34,7 +41,8 @@ class Following:
             self._first.heartbeat_interval.seconds = HEARTBEAT_SECONDS
         self._backoff, self._patience, self._clock = backoff, patience, clock
         self._known = request.start == pb.WATCH_START_AFTER_REVISION
-        self._latest_only = request.delivery == pb.WATCH_DELIVERY_LATEST_ONLY
+        self._snapshots = request.delivery == pb.WATCH_DELIVERY_LATEST_ONLY
+        self._filtered = any(getattr(request, name, ()) for name in FILTERS)
         self._away: float | None = None
         # Everything up to here was delivered; 0 until a stream that starts elsewhere has said where.
         self.position = request.after_revision
@@ -59,16 +67,16 @@ class Following:
         self._away = None
         match message.WhichOneof("message"):
             case "event":
-                self._moves(message.revision, self.position + 1)
+                self._moves(message.revision, self._ahead(message.revision, self.position + 1))
             case "snapshot":
-                self._moves(message.revision, message.revision if message.revision > self.position or not self._known else 0)
+                self._moves(message.revision, self._snapshots and message.revision > self.position)
             case "end":
-                self._moves(message.revision, self.position)
-                if message.end.reason not in _RESUMABLE:
+                self._passes(message.revision)
+                if message.end.reason in _OVER:
                     self.end = message.end
                 return False
             case "heartbeat":
-                self._moves(message.revision, self.position)
+                self._passes(message.revision)
                 self._backoff.rest()
                 return False
             case _:
@@ -76,8 +84,16 @@ class Following:
         self._backoff.rest()
         return True
 
-    def _moves(self, revision: int, expected: int) -> None:
-        if self._known and revision != expected:
+    def _passes(self, revision: int) -> None:
+        """Nothing was delivered; a filter may have left something out. Before the snapshot there is no position yet."""
+        if revision or self._known:
+            self._moves(revision, self._ahead(revision, self.position))
+
+    def _ahead(self, revision: int, expected: int) -> bool:
+        return revision >= expected if self._filtered else revision == expected
+
+    def _moves(self, revision: int, in_order: bool) -> None:
+        if self._known and not in_order:
             raise WatchBroken(f"the stream is at revision {revision}, and {self.position} is what was delivered before")
         self._known, self.position = True, revision
 
