@@ -290,7 +290,7 @@ def _losses(ground: Ground) -> Iterator[str]:
     for gap in told.gaps:
         yield f"what revision {gap} did, who did it and when: the event {'cannot be read' if gap.damaged else 'is gone'}"
     last = last_revision(evidence, ground.copy)
-    if last > told.head and evidence.stored.hash != told.hash:
+    if last > told.head and (evidence.stored.hash is None or evidence.stored.hash != told.hash):
         yield f"what revision {Gap(told.head + 1, last, None)} did, who did it and when: the event is gone"
     if not told.head and not evidence.stored.there:
         yield f"what was done after revision {last}, if anything was: nothing tells of it"
