@@ -5,6 +5,7 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY server server
 COPY generated generated
 COPY migrations migrations
+COPY clients/python/flowledger_client clients/python/flowledger_client
 RUN python -m venv /opt/flowledger \
  && /opt/flowledger/bin/pip install --no-cache-dir -c constraints.txt '.[embedded]'
 

@@ -12,7 +12,7 @@ POOLED := tests/repository/test_commits.py tests/repository/test_races.py tests/
 	tests/services/test_reads.py tests/services/test_progress_stream.py tests/faults/test_store_outage.py
 PROTOS := $(wildcard protos/flowledger/v1/*.proto)
 
-.PHONY: demo serve test lint generate bench clean
+.PHONY: demo demo-recovery serve test lint generate bench clean
 
 $(VENV)/.run: pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Flowledger needs Python 3.11 or newer, this is %s" % sys.version'
@@ -37,6 +37,10 @@ generate: $(PROTOC_VENV)/.done
 # A real discovery over real servers; `make demo CSV=inventory.csv` takes another inventory.
 demo: $(VENV)/.run
 	$(BIN)/python -m examples.discovery.demo $(if $(CSV),--csv "$(CSV)") $(ARGS)
+
+# The same with a bad day: the server is killed, the flow damaged by SQL, recovered from the command line, and finished.
+demo-recovery: $(VENV)/.run
+	$(BIN)/python -m examples.discovery.recovery $(if $(CSV),--csv "$(CSV)") $(ARGS)
 
 serve: $(VENV)/.run
 	$(BIN)/flowledger serve

@@ -16,6 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from server import vault
 
 PREFIX = "FLOWLEDGER_"
+# What the operator's commands take from the environment; nothing to the service, and no fault either.
+CLIENT_VARIABLES = frozenset(f"{PREFIX}CLIENT_{name}" for name in ("ADDRESS", "ACCOUNT", "ENGAGEMENT", "USER", "TIMEOUT"))
 KIB, MIB = 1024, 1024 * 1024
 
 
@@ -293,7 +295,8 @@ class Settings(BaseSettings):
 
         Raises SettingsError with every fault at once: values out of their limits, and FLOWLEDGER_ variables that do not exist.
         """
-        faults = [_unknown(name) for name in sorted(os.environ) if name.upper().startswith(PREFIX) and name.upper() not in _variables()]
+        known = {*_variables(), *CLIENT_VARIABLES}
+        faults = [_unknown(name) for name in sorted(os.environ) if name.upper().startswith(PREFIX) and name.upper() not in known]
         try:
             settings = cls()
         except ValidationError as error:
@@ -336,9 +339,8 @@ def _limits_text(metadata: list[object]) -> str:
 
 
 def _unknown(name: str) -> str:
-    closest = difflib.get_close_matches(
-        name.upper().removeprefix(PREFIX), [field.upper() for field in Settings.model_fields], n=1, cutoff=0
-    )
+    known = [variable.removeprefix(PREFIX) for variable in (*_variables(), *sorted(CLIENT_VARIABLES))]
+    closest = difflib.get_close_matches(name.upper().removeprefix(PREFIX), known, n=1, cutoff=0)
     return f"{name} is not a setting; the closest one is {PREFIX}{closest[0]}. Correct the name or unset it."
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowledger.v1 import activity_pb2, flow_pb2
+from flowledger_client.text import state_name, status_name
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from examples.discovery.document import DiscoveryDocument, parse_document
-from examples.discovery.event_text import state_name, status_name
 from examples.discovery.findings import key_findings
 from examples.discovery.ledger import CHILD
 from examples.discovery.lifecycle import SupportState

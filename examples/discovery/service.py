@@ -22,20 +22,33 @@ class ServiceError(Exception):
     """The service did not start, did not stop, or left something behind; the text says which and shows its last words."""
 
 
-@asynccontextmanager
-async def running_service() -> AsyncIterator[str]:
-    """The address of a new service with an embedded PostgreSQL; both are gone, and their data, when the context ends.
+class Service:
+    """A service in a directory of its own, with an embedded PostgreSQL."""
 
-    Raises ServiceError.
-    """
-    with _data_directory() as directory:
-        ready, log = directory / "ready", directory / "server.log"
+    address = ""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self._log = directory, directory / "server.log"
+        self._process: asyncio.subprocess.Process | None = None
+        self._postmasters: set[int] = set()
+        self._killed = False
+
+    @property
+    def socket_directory(self) -> str:
+        """Where its PostgreSQL is reached without the service, by whoever may do anything there."""
+        return (self.directory / "data" / "postgres" / "postmaster.pid").read_text().split("\n")[4]
+
+    async def start(self) -> None:
+        """Starts it, for the first time or again, then at the same address. Raises ServiceError."""
+        ready = self.directory / "ready"
+        ready.unlink(missing_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FLOWLEDGER_")}
-        environment |= {"FLOWLEDGER_DATA_DIR": str(directory / "data"), "FLOWLEDGER_PORT": "0"}
-        with log.open("wb") as output:
+        port = self.address.rpartition(":")[2] or "0"
+        environment |= {"FLOWLEDGER_DATA_DIR": str(self.directory / "data"), "FLOWLEDGER_PORT": port}
+        with self._log.open("ab") as output:
             # A session of its own: Ctrl-C reaches us alone, and we stop the service in order.
-            server = await asyncio.create_subprocess_exec(
-                *_command(),
+            self._process = await asyncio.create_subprocess_exec(
+                command(),
                 "serve",
                 "--ready-file",
                 str(ready),
@@ -45,13 +58,43 @@ async def running_service() -> AsyncIterator[str]:
                 env=environment,
                 start_new_session=True,
             )
-        postmasters: set[int] = set()
+        self.address = await _ready(self._process, ready, self._log)
+        self._killed = False
+        self._postmasters |= _postmasters(self.directory)
+
+    async def kill(self) -> None:
+        """Ends it as a power cut would, without a word; its PostgreSQL runs on."""
+        assert self._process
+        self._killed = True
+        self._process.kill()
+        await self._process.wait()
+
+    async def stop(self) -> None:
+        """Stops it and makes sure of it; ServiceError when it had to be killed or left a process."""
+        if self._process is not None:
+            await _stop(self._process, self.directory, self._postmasters, self._killed)
+
+
+@asynccontextmanager
+async def service() -> AsyncIterator[Service]:
+    """A new service that runs; it and its data are gone when the context ends.
+
+    Raises ServiceError.
+    """
+    with _data_directory() as directory:
+        made = Service(directory)
         try:
-            address = await _ready(server, ready, log)
-            postmasters = _postmasters(directory)
-            yield address
+            await made.start()
+            yield made
         finally:
-            await _to_its_end(_stop(server, directory, postmasters))
+            await _to_its_end(made.stop())
+
+
+@asynccontextmanager
+async def running_service() -> AsyncIterator[str]:
+    """The address of such a service."""
+    async with service() as made:
+        yield made.address
 
 
 async def _ready(server: asyncio.subprocess.Process, ready: Path, log: Path) -> str:
@@ -81,8 +124,8 @@ async def _to_its_end(stopping: Coroutine[None, None, None]) -> None:
         raise asyncio.CancelledError
 
 
-async def _stop(server: asyncio.subprocess.Process, directory: Path, postmasters: set[int]) -> None:
-    """Stops the service and makes sure of it; ServiceError when it had to be killed or left a process."""
+async def _stop(server: asyncio.subprocess.Process, directory: Path, postmasters: set[int], abandoned: bool) -> None:
+    """Stops the service and makes sure of it; ServiceError when it had to be killed or left a process, unless it was ``abandoned``."""
     postmasters = postmasters | _postmasters(directory)
     killed = False
     if server.returncode is None:
@@ -102,7 +145,7 @@ async def _stop(server: asyncio.subprocess.Process, directory: Path, postmasters
         await asyncio.sleep(POLL_SECONDS)
     if killed:
         raise ServiceError(f"the service did not stop within {STOP_SECONDS:.0f} s and was killed:\n{_tail(directory / 'server.log')}")
-    if left:
+    if left and not abandoned:
         raise ServiceError(f"the service left PostgreSQL running (process {', '.join(map(str, sorted(left)))}); it was stopped now")
 
 
@@ -140,12 +183,13 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _command() -> list[str]:
+def command() -> str:
+    """The `flowledger` command of this environment. Raises ServiceError when there is none."""
     beside = Path(sys.executable).with_name("flowledger")
     if beside.exists():
-        return [str(beside)]
+        return str(beside)
     if found := shutil.which("flowledger"):
-        return [found]
+        return found
     raise ServiceError("there is no `flowledger` command: install the service into this environment first (`make demo` does)")
 
 

@@ -43,8 +43,10 @@ async def discover(session: Session, console: Console, new_id: Callable[[], UUID
         open_ledger(session.address, session.caller, new_id) as ledger,
         open_ledger(session.address, session.caller, new_id) as watching,
     ):
-        flow_id = session.flow_id or await _create(ledger, session.assignment)
-        console.print(f"Flow {flow_id}. Should this end before it does, go on with --flow-id {flow_id}", style="dim", soft_wrap=True)
+        flow_id = session.flow_id
+        if not flow_id:
+            flow_id = await create(ledger, session.assignment)
+            console.print(f"Flow {flow_id}. Should this end before it does, go on with --flow-id {flow_id}", style="dim", soft_wrap=True)
         view = ProgressView(console, watching, flow_id)
         ask = _asker(session.decision, console, view, read)
         shown = asyncio.create_task(view.run())
@@ -67,7 +69,8 @@ async def watch(address: str, caller: Caller, flow_id: str, console: Console, ne
         await ProgressView(console, ledger, flow_id).run()
 
 
-async def _create(ledger: Ledger, assignment: Assignment) -> str:
+async def create(ledger: Ledger, assignment: Assignment) -> str:
+    """The id of a new flow for that inventory."""
     source = source_of(assignment.csv)
     labels = {"source": re.sub(r"[^\w.-]", "_", source.file)[:200]}
     return await ledger.create_flow(f"Discovery of {source.file}"[:200], labels, patch_json({"source": source}))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import grpc
 from flowledger.v1 import event_pb2, flow_pb2, flow_service_pb2
+from flowledger_client.text import event_text, state_name, status_name
 from google.protobuf import duration_pb2
 from grpc import aio
 from rich.console import Console, Group, RenderableType
@@ -18,7 +19,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from examples.discovery.event_text import event_text, state_name, status_name
 from examples.discovery.ledger import Ledger, call_failed
 
 EVENTS_SHOWN = 8

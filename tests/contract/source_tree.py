@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,10 @@ ROOMS: dict[str, frozenset[str]] = {
         },
     ),
     "workers": frozenset(),
+    # A client like any other, that happens to come with the service: it knows the contract and nothing of what is behind it.
+    "console": frozenset({"console"}),
     "cli": frozenset({"app", "workers", "settings", "log", "embedded", "repository", "statemachine", "vault"}),
-    "__main__": frozenset({"cli"}),
+    "__main__": frozenset({"cli", "console"}),
 }
 
 # Deviations from ROOMS, each with its reason.
@@ -87,6 +90,8 @@ ALLOWED: dict[tuple[str, str], str] = {
 PURE = frozenset(
     {"__future__", "collections", "dataclasses", "datetime", "enum", "hashlib", "json", "math", "orjson", "re", "types", "typing", "uuid"}
 )
+# What the operator's commands are made of: the contract and its client, and what shows things on a terminal.
+CLIENT = frozenset({"flowledger", "flowledger_client", "google", "grpc", "rich", "typer", "server", *sys.stdlib_module_names})
 FORBIDDEN: dict[str, frozenset[str]] = {
     "repository": frozenset({"grpc", "grpc_status", "grpc_health", "grpc_reflection", "flowledger", "google"}),
     "services": frozenset({"sqlalchemy", "asyncpg", "redis", "alembic", "psycopg"}),
@@ -181,6 +186,8 @@ def foreign(module: Module) -> list[str]:
         top = name.split(".")[0]
         if module.room == "statemachine" and top not in PURE and top != "server":
             found.append(f"{module.path}:{line} imports {name}: statemachine sees only {', '.join(sorted(PURE))}")
+        if module.room == "console" and top not in CLIENT:
+            found.append(f"{module.path}:{line} imports {name}: the console is a client, on a terminal")
         if top in FORBIDDEN.get(module.room, ()):
             found.append(f"{module.path}:{line} imports {name}: not in {module.room}")
         if top == "redis" and module.room not in ("cache", "wakeups", "redis_link"):

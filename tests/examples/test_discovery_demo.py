@@ -30,12 +30,12 @@ def room() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-async def start(room: Path, *arguments: str) -> asyncio.subprocess.Process:
+async def start(room: Path, *arguments: str, module: str = "examples.discovery.demo") -> asyncio.subprocess.Process:
     environment = {name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "COLUMNS"}}
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "examples.discovery.demo",
+        module,
         *arguments,
         cwd=ROOT,
         env=environment | {"TMPDIR": str(room)},

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
+from flowledger_client.text import event_text
 from google.protobuf import duration_pb2
 from rich.console import Console
 
 from examples.discovery.approval import NobodyToAsk, prompted
-from examples.discovery.event_text import event_text
 from examples.discovery.prompt import Prompt
 from examples.discovery.screen import standard_console
 from examples.discovery.view import FlowPicture, PhaseLine, picture_of

@@ -1,14 +1,16 @@
-"""Events as sentences."""
+"""Events, states and statuses as people read them."""
 
 from __future__ import annotations
 
 from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
 
+_ORDER = {"replaced": 0, "phase": 1}
+
 
 def event_text(event: event_pb2.FlowEvent) -> str:
     """What one commit did, as one line."""
-    # Phases first: where a line is cut, what a person waits for is still there.
-    ordered = sorted(event.changes, key=lambda change: change.WhichOneof("kind") != "phase")
+    # What replaced everything comes first, then phases: where a line is cut, what a person waits for is still there.
+    ordered = sorted(event.changes, key=lambda change: _ORDER.get(change.WhichOneof("kind") or "", len(_ORDER)))
     told = [text for change in ordered if (text := _change(change))]
     fallen = " (progress fell)" if event.progress_regressed else ""
     return "; ".join(told) + fallen
@@ -45,8 +47,12 @@ def _change(change: event_pb2.EventChange) -> str:
             return f"the flow was deleted{_because(change.deleted.reason)}"
         case "undeleted":
             return "the flow was brought back"
+        case "replaced":
+            return _replaced(change.replaced)
+        case "lost":
+            return "what happened here was lost"
         case other:
-            return f"something newer than this client: {other}"
+            return f"something newer than this client: {other or 'a change without a name'}"
 
 
 def _phase(changed: event_pb2.PhaseChanged) -> str:
@@ -79,6 +85,25 @@ def _document(changed: event_pb2.DocumentChanged) -> str:
     name = f"{changed.child_type} data" if changed.document == "data" else changed.document
     size = f"{changed.size_bytes / 1024:,.1f} KiB" if changed.size_bytes >= 1024 else f"{changed.size_bytes} bytes"
     return f"{name} is now {size}"
+
+
+def _replaced(changed: event_pb2.FlowReplaced) -> str:
+    checkpoint = f"checkpoint {changed.source_checkpoint_id}" if changed.source_checkpoint_id else ""
+    revision = f"revision {changed.source_revision}" if changed.source_revision else ""
+    match changed.cause:
+        case event_pb2.REPLACEMENT_CAUSE_REVERT:
+            told = f"the flow went back to {revision}"
+        case event_pb2.REPLACEMENT_CAUSE_FORK:
+            told = f"the flow began as a copy of {changed.source_flow_id}, {revision}"
+        case event_pb2.REPLACEMENT_CAUSE_RESTORE:
+            told = f"{checkpoint} was restored, of {revision}"
+        case event_pb2.REPLACEMENT_CAUSE_RECOVERY:
+            told = f"the flow was recovered from {checkpoint or revision or 'what could be derived'}"
+        case cause:
+            told = f"the flow was replaced, {_plain(event_pb2.ReplacementCause.Name(cause), 'REPLACEMENT_CAUSE_')}"
+    gone = [*(f"its {child}" for child in changed.children_removed), *changed.documents_removed]
+    without = f", without {', '.join(gone)}" if gone else ""
+    return f"{told}{without}{_because(changed.reason)}"
 
 
 def _activity(entry: activity_pb2.ActivityEntry) -> str:

@@ -1,0 +1,151 @@
+"""Whom commands call, and what becomes of errors: one sentence, and a code that scripts can go by."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from uuid import uuid4
+
+import pytest
+
+from server.__main__ import main
+from server.console import commands
+from server.settings import CLIENT_VARIABLES, Settings, SettingsError
+from tests.console.shell import Shell
+from tests.contract.test_readme import rows
+
+EVERY = (
+    ["history", "X"],
+    ["diff", "X", "--from", "1"],
+    ["validate", "X"],
+    ["recover", "X", "--yes"],
+    ["checkpoint", "create", "X"],
+    ["checkpoint", "list", "X"],
+    ["checkpoint", "diff", "X"],
+    ["checkpoint", "restore", "X", "--yes"],
+    ["checkpoint", "prune", "X", "--yes"],
+    ["alerts", "--flow", "X"],
+)
+
+
+@pytest.mark.parametrize("command", EVERY, ids=" ".join)
+async def test_a_malformed_id_is_refused_in_one_sentence_that_names_the_field(shell: Shell, command: list[str]) -> None:
+    result = await shell.run(*command)
+    assert (result.code, result.out) == (1, "")
+    assert re.fullmatch(r"flowledger: (flow_id|checkpoint_id|from_checkpoint_id): must be a UUID[^\n]* \(INVALID_REQUEST\)\n", result.err)
+
+
+@pytest.mark.parametrize("command", EVERY, ids=" ".join)
+async def test_what_is_not_there_is_said_not_to_be_there(shell: Shell, command: list[str]) -> None:
+    missing = str(uuid4())
+    result = await shell.run(*(missing if part == "X" else part for part in command))
+    if command[0] == "alerts" or command[:2] in (["checkpoint", "list"], ["checkpoint", "prune"]):
+        assert (result.code, result.err) == (0, "")
+    else:
+        assert (result.code, result.out) == (1, "")
+        assert re.fullmatch(rf"flowledger: [^\n]*{missing}[^\n]* \((FLOW|CHECKPOINT)_NOT_FOUND\)\n", result.err)
+
+
+async def test_another_tenants_flow_is_not_there(shell: Shell, flow: str) -> None:
+    result = await shell.run("history", flow, FLOWLEDGER_CLIENT_ENGAGEMENT=str(uuid4()))
+    assert (result.code, result.out) == (1, "")
+    assert "(FLOW_NOT_FOUND)" in result.err
+
+
+async def test_a_service_that_is_not_there_is_said_so_quickly(shell: Shell) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens on it
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        began = time.monotonic()
+        result = await shell.run("validate", str(uuid4()), "--address", address)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == (
+        f"flowledger: no service answers at {address}: is it running there? --address or FLOWLEDGER_CLIENT_ADDRESS names another\n"
+    )
+    assert time.monotonic() - began < 15  # it is 3 s on a machine that has time
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["history"],
+        ["history", "X", "--limit", "0"],
+        ["history", "X", "--since", "3x"],
+        ["history", "X", "--kind", "gremlins"],
+        ["history", "X", "--follow", "--actor", "ada"],
+        ["checkpoint", "list", "--kind", "gremlins"],
+        ["checkpoint", "create", "X", "--label", "wave"],
+        ["recover", "X", "--rung", "unspecified"],
+        ["alerts", "--severity", "bad"],
+        ["history", "X", "--account", "me"],
+        ["checkpoint", "frobnicate"],
+    ],
+    ids=" ".join,
+)
+async def test_a_command_that_is_written_wrongly_ends_with_2(shell: Shell, command: list[str]) -> None:
+    result = await shell.run(*command)
+    assert (result.code, result.out) == (2, "")
+    assert "Error" in result.err
+
+
+async def test_who_does_not_say_whose_flows_is_asked_to(shell: Shell) -> None:
+    result = await shell.run("alerts", FLOWLEDGER_CLIENT_ACCOUNT="")
+    assert result.code == 2
+    assert "--account" in result.err
+    assert "FLOWLEDGER_CLIENT_ACCOUNT" in result.err
+
+
+async def test_options_win_over_the_environment_and_the_user_stands_in_the_history(shell: Shell, flow: str) -> None:
+    made = (await shell.ok("checkpoint", "create", flow, "--user", "grace", "--json")).document
+    assert made["createdBy"] == "grace"
+    assert (await shell.ok("checkpoint", "create", flow, "--json")).document["createdBy"] == "ada"
+
+
+async def test_on_a_terminal_there_are_colours_unless_somebody_minds(shell: Shell, flow: str) -> None:
+    coloured = await shell.typed("history", flow, columns=80)
+    assert coloured.code == 0
+    assert "\x1b[1m" in coloured.out
+    plain = await shell.typed("history", flow, columns=80, NO_COLOR="1")
+    assert "\x1b[3" not in plain.out
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", coloured.out)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(f"\n{number:>3}  " in f"\n{shown}" for number in (1, 2, 3, 4))
+
+
+async def test_a_pipe_gets_no_colours_even_when_they_are_forced(shell: Shell, flow: str) -> None:
+    assert "\x1b" not in (await shell.run("history", flow, FORCE_COLOR="1")).out
+
+
+def test_the_server_lets_the_commands_have_their_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CLIENT_VARIABLES:
+        monkeypatch.setenv(name, "x")
+    Settings.read()
+    monkeypatch.setenv("FLOWLEDGER_CLIENT_ADRESS", "x")
+    with pytest.raises(SettingsError, match=r"ADRESS is not a setting; the closest one is FLOWLEDGER_CLIENT_ADDRESS\."):
+        Settings.read()
+
+
+def test_readme_tells_the_variables_of_the_commands() -> None:
+    assert {row["environment"] for row in rows("option", "environment", "meaning")} == CLIENT_VARIABLES
+
+
+@pytest.mark.parametrize("name", sorted(commands.NAMES))
+def test_the_command_knows_its_parts_without_the_service(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["flowledger", name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert name in capsys.readouterr().out
+
+
+def test_help_tells_of_the_service_and_of_its_operators_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["flowledger", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().out
+    assert all(re.search(rf"\b{name}\b", told) for name in ("serve", "migrate", *commands.NAMES))
