@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 
 import grpc
@@ -77,7 +79,9 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError("--pooler needs PgBouncer: Debian's package pgbouncer")
         clusters.POOLER = Pooler.TRANSACTION
     if config.getoption("--redis") != "off":
-        _redis.append(RedisServer(Path(mkdtemp(prefix="flredis", dir="/tmp"))))
+        folder = Path(mkdtemp(prefix="flredis", dir="/tmp"))
+        config.add_cleanup(partial(rmtree, folder, ignore_errors=True))
+        _redis.append(RedisServer(folder))
         _redis[0].start()
         config.add_cleanup(_redis[0].kill)
         if config.getoption("--redis") == "dying":
