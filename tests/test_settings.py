@@ -40,7 +40,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
         "DATABASE_URL": "postgresql://u:p@h:1/d", "OWNER_DATABASE_URL": "postgresql://o:p@h:1/d", "DATABASE_ROLE": "service",
         "DATA_DIR": "/data", "POOL_MIN": "3", "POOL_MAX": "30", "STATEMENT_TIMEOUT_SECONDS": "1.5", "DEFAULT_DEADLINE_SECONDS": "7",
         "MAX_DOCUMENT_BYTES": "2048", "MAX_MESSAGE_BYTES": "4096", "DRAIN_SECONDS": "0", "WATCH_MAX_AGE_SECONDS": "60",
-        "WATCH_POLL_SECONDS": "0.25", "WATCH_HEARTBEAT_SECONDS": "3", "COMMIT_LANES": "1", "CACHE_MIB": "0",
+        "WATCH_POLL_SECONDS": "0.25", "WATCH_HEARTBEAT_SECONDS": "3", "STREAMS_PER_TENANT": "7", "COMMIT_LANES": "1", "CACHE_MIB": "0",
         "CACHE_SECONDS": "1", "REDIS_URL": "redis://:p@h:1/0", "WAKEUPS": "redis",
         "LISTEN_URL": "postgresql://u:p@h:2/d", "LOG_LEVEL": "debug",
         "LOG_FORMAT": "json",
