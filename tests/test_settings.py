@@ -42,7 +42,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
         "DATA_DIR": "/data", "KEY_FILE": "/keys/k", "KEYS": KEYS,
         "POOL_MIN": "3", "POOL_MAX": "30", "STATEMENT_TIMEOUT_SECONDS": "1.5", "DEFAULT_DEADLINE_SECONDS": "7",
         "MAX_DOCUMENT_BYTES": "2048", "MAX_MESSAGE_BYTES": "4096", "DRAIN_SECONDS": "0", "WATCH_MAX_AGE_SECONDS": "60",
-        "WATCH_POLL_SECONDS": "0.25", "WATCH_HEARTBEAT_SECONDS": "3", "COMMIT_LANES": "1", "CACHE_MIB": "0",
+        "WATCH_POLL_SECONDS": "0.25", "WATCH_HEARTBEAT_SECONDS": "3", "STREAMS_PER_TENANT": "7", "COMMIT_LANES": "1", "CACHE_MIB": "0",
         "CACHE_SECONDS": "1", "REDIS_URL": "redis://:p@h:1/0", "WAKEUPS": "redis",
         "LISTEN_URL": "postgresql://u:p@h:2/d", "SWEEP_SECONDS": "0", "REQUEST_DAYS": "7", "LOG_LEVEL": "debug",
         "LOG_FORMAT": "json", "METRICS_PORT": "9400", "METRICS_HOST": "::1", "POOLER": "transaction",
