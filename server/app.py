@@ -208,7 +208,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         jobs = [*checkpoint_jobs(archive, sources), *kept.jobs, looking_job(database, raise_alert, sources)]
         background = [
             asyncio.create_task(health.follow(database.check), name="health"),
-            *sweeping(settings, database, sources, jobs),
+            *sweeping(settings, database, sources, jobs, lambda job, outcome: metrics.count("sweeper_runs", job, outcome)),
         ]
         stack.push_async_callback(_ended, background)
         yield Server(f"{settings.host}:{port}", port, drain, raise_alert)
@@ -268,6 +268,7 @@ def _metrics(
     metrics.read("commit_batches", lambda: {(): commits.batches})
     metrics.read("pool_connections", lambda: {(state,): count for state, count in database.use().items()})
     metrics.read("watches_open", lambda: {("flow",): watches.open, ("alerts",): alerts.open})
+    metrics.read("watch_lag_seconds", lambda: {(): watches.lag})
     if settings.metrics_port:
         # Each worker has a port of its own: numbers of several processes in turn would be nobody's.
         spare = METRICS_SPARE if shared is Port.SHARED else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from server.alarm import Alarm
@@ -80,7 +80,9 @@ def keeping(
     )
 
 
-def sweeping(settings: Settings, database: Database, sources: Sources, jobs: Sequence[Job]) -> list[asyncio.Task[None]]:
+def sweeping(
+    settings: Settings, database: Database, sources: Sources, jobs: Sequence[Job], count: Callable[[str, str], None]
+) -> list[asyncio.Task[None]]:
     """The one task that does the jobs; none where this server is to do none."""
     if not settings.sweep_seconds:
         return []
@@ -88,7 +90,7 @@ def sweeping(settings: Settings, database: Database, sources: Sources, jobs: Seq
     def rest() -> float:  # so that the rounds of several servers do not meet
         return settings.sweep_seconds * (0.75 + 0.5 * random.SystemRandom().random())
 
-    sweeper = Sweeper(jobs, lambda: all_tenants(database), database.alone, sources.now, rest)
+    sweeper = Sweeper(jobs, lambda: all_tenants(database), database.alone, sources.now, rest, count)
     return [asyncio.create_task(sweeper.run(), name="sweeper")]
 
 

@@ -44,6 +44,7 @@ GAUGES: Mapping[str, tuple[str, Labels]] = MappingProxyType(
     {
         "pool_connections": ("Connections to PostgreSQL: in use, idle, and the most there may be.", ("state",)),
         "redis_reachable": ("1 while Redis answers, 0 while it is left alone, by what it is used for.", ("use",)),
+        "watch_lag_seconds": ("How far the slowest WatchFlows is behind what was committed, in seconds.", ()),
         "watches_open": ("Streams that watch, by what they watch.", ("kind",)),
     }
 )

@@ -32,6 +32,10 @@ class Job:
     pause: timedelta = timedelta()
 
 
+def _uncounted(_: str, __: str) -> None:
+    """Nobody counts."""
+
+
 class Sweeper:
     """Does jobs in the background."""
 
@@ -42,9 +46,13 @@ class Sweeper:
         alone: Callable[[str], AbstractAsyncContextManager[bool]],
         now: Callable[[], datetime],
         rest: Callable[[], float],
+        count: Callable[[str, str], None] = _uncounted,
     ) -> None:
-        """``alone`` says whether no other process does a job of that name; ``rest`` is how many seconds to wait before the next round."""
-        self._jobs, self._tenants, self._alone, self._now, self._rest = jobs, tenants, alone, now, rest
+        """``alone`` says whether no other process does a job of that name; ``rest`` is how many seconds to wait before the next round.
+
+        ``count`` is told of each run: the job, and whether it was done, left to another process, or failed.
+        """
+        self._jobs, self._tenants, self._alone, self._now, self._rest, self._count = jobs, tenants, alone, now, rest, count
         self._began: dict[str, datetime] = {}
 
     async def run(self) -> None:
@@ -64,7 +72,9 @@ class Sweeper:
                     if mine:
                         await self._round(job, before)
                         self._began[job.name] = began
+                self._count(job.name, "done" if mine else "elsewhere")
             except Exception as error:  # noqa: BLE001 - a supervised loop: the next job has nothing to do with this one's trouble
+                self._count(job.name, "failed")
                 _log.warning("sweep_failed", job=job.name, error=repr(error))
 
     async def _round(self, job: Job, before: datetime | None) -> None:

@@ -153,3 +153,15 @@ async def test_a_lock_whose_connection_was_cut_is_free(urls: Urls) -> None:
                 return theirs
 
         await eventually(free)
+
+
+async def test_each_run_is_counted_with_how_it_ended() -> None:
+    @asynccontextmanager
+    async def taken(name: str) -> AsyncIterator[bool]:
+        yield name != "taken"
+
+    counted: list[tuple[str, str]] = []
+    away = Work({TENANTS[0]: StoreUnavailable("PostgreSQL is away")})
+    jobs = [Job("done", Work()), Job("taken", Work()), Job("failing", away)]
+    await Sweeper(jobs, tenants, taken, Clock(), lambda: 0.0, lambda job, outcome: counted.append((job, outcome))).sweep()
+    assert counted == [("done", "done"), ("taken", "elsewhere"), ("failing", "failed")]
