@@ -24,7 +24,7 @@ from server.settings import Settings
 NAMES = ("echo", "bare fan-out")
 PATH = "/bench.Echo/Say"
 BODY = message(bytes(range(256)) * 8)  # 2 KiB
-EVENT = message(bytes(190))  # the size of a WatchFlowResponse with the event of a progress report
+EVENT = message(bytes(248))  # the size of a WatchFlowResponse with the event of a progress report
 
 
 class Same(Requests):

@@ -48,8 +48,8 @@ def watch_measures(service: Service) -> list[Measure]:
 
     def topic(watched: int, watchers: int) -> Topic:
         chosen = [next(flows) for _ in range(watched)]
-        openings = [message(flow_service_pb2.WatchFlowRequest(flow_id=flow).SerializeToString()) for flow in chosen]
-        return Topic(watches, openings * watchers, reports, Turns((Tenant(owner.metadata, chosen),), 1, REPORTS), _is_event)
+        openings = [opening(flow) for flow in chosen]
+        return Topic(watches, openings * watchers, reports, Turns((Tenant(owner.metadata, chosen),), 1, REPORTS), is_event)
 
     async def watch(seconds: float) -> Sample:
         return await paced(topic(WATCHED, 1), COMMITS_PER_SECOND, seconds)
@@ -60,7 +60,13 @@ def watch_measures(service: Service) -> list[Measure]:
     return [Measure("watch", 1, watch), Measure("fan-out", SUBSCRIBERS, fan_out)]
 
 
-def _is_event(body: bytes) -> bool:
+def opening(flow: str) -> bytes:
+    """Starts a watch of what comes after its first message."""
+    request = flow_service_pb2.WatchFlowRequest(flow_id=flow, start=flow_service_pb2.WATCH_START_NOW)
+    return message(request.SerializeToString())
+
+
+def is_event(body: bytes) -> bool:
     """Whether a WatchFlowResponse holds an event (field 3), which follows the revision (field 1, a varint)."""
     at = 0
     if body[:1] == b"\x08":
@@ -79,7 +85,7 @@ async def paced(topic: Topic, rate: float, seconds: float) -> Sample:
     sent: list[deque[float]] = [deque() for _ in topic.openings]
     latencies: list[float] = []
     total = max(1, int(rate * seconds))
-    async with _watching(topic) as (publisher, progress):
+    async with watching(topic) as (publisher, progress):
 
         def heard(number: int) -> None:
             latencies.append(time.perf_counter() - sent[number].popleft())
@@ -99,7 +105,7 @@ async def paced(topic: Topic, rate: float, seconds: float) -> Sample:
 async def one_after_another(topic: Topic, seconds: float) -> Sample:
     """The next publication as soon as every watch has heard of the last; the sample's calls are deliveries."""
     latencies: list[float] = []
-    async with _watching(topic) as (publisher, progress):
+    async with watching(topic) as (publisher, progress):
         begun = 0.0
 
         def heard(_: int) -> None:
@@ -115,7 +121,7 @@ async def one_after_another(topic: Topic, seconds: float) -> Sample:
     return sample_of(latencies, spent.wall, spent.cpu)
 
 
-class _Progress:
+class Progress:
     """How many events came in all, and the first thing that went wrong."""
 
     def __init__(self) -> None:
@@ -152,9 +158,9 @@ class _Progress:
 
 
 @asynccontextmanager
-async def _watching(topic: Topic) -> AsyncIterator[tuple[Connection, _Progress]]:
+async def watching(topic: Topic) -> AsyncIterator[tuple[Connection, Progress]]:
     """All watches open and past their first message, on one connection; and a connection to publish on."""
-    progress, opening = _Progress(), _Progress()
+    progress, opening = Progress(), Progress()
     subscriber = await connect(topic.watch.address, topic.watch.path, topic.watch.metadata[0])
     publisher = await connect(topic.publish.address, topic.publish.path, topic.publish.metadata[0])
 
@@ -187,7 +193,7 @@ async def _watching(topic: Topic) -> AsyncIterator[tuple[Connection, _Progress]]
         publisher.close()
 
 
-def _publish(publisher: Connection, topic: Topic, progress: _Progress) -> None:
+def _publish(publisher: Connection, topic: Topic, progress: Progress) -> None:
     def ended(status: str, text: str) -> None:
         if status != OK:
             progress.fail(CallFailed(topic.publish.path, status, text))

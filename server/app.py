@@ -27,6 +27,7 @@ from server.repository import schema
 from server.repository.commits import Commits
 from server.repository.database import Database, PoolSettings, connected
 from server.repository.events import Events
+from server.repository.feed import Feed
 from server.repository.flows import Flows
 from server.repository.history import History
 from server.repository.notifications import Notifications
@@ -50,6 +51,8 @@ HEALTH_SECONDS = 2.0
 # gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final:
 # for this long they are still taken, and held to be told to go elsewhere.
 REFUSING_SECONDS = 0.25
+# So many calls may wait to be taken.
+PENDING_CALLS = 20_000
 
 
 def now() -> datetime:
@@ -81,6 +84,9 @@ def channel_options(settings: Settings, port: Port = Port.OWN) -> list[tuple[str
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # Two servers on one port share its connections without a word: only workers may.
         ("grpc.so_reuseport", 1 if port is Port.SHARED else 0),
+        # Of calls that come all at once, as when every stream comes back after a restart, gRPC ends those beyond a thousand with CANCELLED.
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
         # A peer that vanished from an idle stream is noticed after about ten seconds.
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),
@@ -120,15 +126,15 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         wakeups.tell(views.heard)
         await _relay(stack, settings, database, wakeups, token_key)
         commits = Commits(database, flows, Heads(memory // 4), Texts(memory // 4), wakeups.ring, settings.commit_lanes)
-        watches = Watches(
-            flows,
-            events,
-            wakeups,
-            now,
-            WatchSettings(
-                settings.watch_poll_seconds, settings.watch_heartbeat_seconds, settings.watch_max_age_seconds, random.SystemRandom().random
-            ),
+        watching = WatchSettings(
+            settings.watch_poll_seconds,
+            settings.watch_heartbeat_seconds,
+            settings.watch_max_age_seconds,
+            random.SystemRandom().random,
+            settings.streams_per_tenant,
         )
+        watches = Watches(flows, events, Feed(database), now, watching, token_key)
+        wakeups.tell(watches.heard)
         limits = document.Limits(settings.max_document_bytes)
         store = Store(database, flows, events, History(database), commits)
         reads = Reads(flows, views, None, time.time, settings.cache_seconds, limits)

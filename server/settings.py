@@ -155,10 +155,13 @@ class Settings(BaseSettings):
     """Seconds after which a watch is ended as too old; the client resumes it, perhaps on another server."""
 
     watch_poll_seconds: Annotated[float, Field(ge=0.01, le=60, allow_inf_nan=False)] = 0.5
-    """Seconds between a watch's own looks at the database when no wake-up reaches it."""
+    """Seconds between looks at the database for what moved without a wake-up; one look for all that is watched."""
 
     watch_heartbeat_seconds: Annotated[float, Field(ge=0.01, le=3600, allow_inf_nan=False)] = 15.0
-    """Seconds of silence after which an idle watch sends its position."""
+    """Seconds of silence after which a watch sends its position."""
+
+    streams_per_tenant: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
+    """Watches (WatchFlow, WatchFlows) that one tenant may have open on this server."""
 
     commit_lanes: Annotated[int, Field(ge=1, le=8)] = 4
     """Transactions that carry combined commits at the same time; more than one only while the others are slow."""

@@ -23,6 +23,7 @@ _numbers = count(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", choices=("18", "15"), default="18", help="which PostgreSQL the tests run on")
+    parser.addoption("--faults", type=int, default=1, help="how many faults each test of test_watch_guarantees.py has")
     parser.addoption("--rounds", type=int, default=1, help="how often tests/linearizability kills, cuts and restarts; 20 for a long look")
 
 

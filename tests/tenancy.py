@@ -87,6 +87,10 @@ class Tenancy:
         """The stream of a WatchFlow."""
         return self.stub.WatchFlow(pb.WatchFlowRequest(flow_id=flow_id, **fields), metadata=self.metadata)
 
+    def watch_all(self, **fields: Any) -> Any:
+        """The stream of a WatchFlows."""
+        return self.stub.WatchFlows(pb.WatchFlowsRequest(**fields), metadata=self.metadata)
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

@@ -24,32 +24,35 @@ const OVER = new Set(['WATCH_END_REASON_FLOW_TERMINAL', 'WATCH_END_REASON_FLOW_D
  */
 export async function* events(connection, flowId, after, resuming) {
   let position = after;
+  let token = ''; // where to go on; until there is one, the revision says it
   let pause = 100;
   let heard = Date.now();
   for (;;) {
     let why = 'the stream broke off';
     let refusal;
-    const stream = connection.open({
-      flow_id: flowId,
-      start: 'WATCH_START_AFTER_REVISION',
-      after_revision: position,
-      heartbeat_interval: { seconds: HEARTBEAT_SECONDS },
-    });
+    const where = token
+      ? { flow_id: flowId, resume_token: token }
+      : { flow_id: flowId, start: 'WATCH_START_AFTER_REVISION', after_revision: position };
+    const stream = connection.open({ ...where, heartbeat_interval: { seconds: HEARTBEAT_SECONDS } });
     stream.on('error', () => {}); // a cancelled stream reports that it was cancelled, when nobody iterates it any more
     const silence = setTimeout(() => stream.cancel(), SILENCE_MILLISECONDS); // not even heartbeats: the connection is dead
     try {
-      for await (const { message, event, end } of stream) {
+      for await (const { message, event, end, resume_token: next } of stream) {
         silence.refresh();
         heard = Date.now();
         pause = 100;
         if (message === 'event') {
           if (event.revision !== position + 1) throw new Error(`revision ${event.revision} follows ${position}: the watch has a gap`);
           position = event.revision;
+          token = next;
           yield event;
           silence.refresh(); // the reader's own time does not count
         } else if (message === 'end') {
           if (OVER.has(end.reason)) return end.reason;
           why = end.message;
+          token = next;
+        } else {
+          token = next; // opened, or a heartbeat
         }
       }
     } catch (error) {

@@ -215,6 +215,13 @@ class Database:
                     return None
                 return version
 
+    async def at_home(self) -> bool:
+        """Whether the database is in the cluster that its positions are counted by."""
+        with translated():
+            async with self._connection() as connection:
+                query = "SELECT cluster_id = (SELECT system_identifier FROM pg_control_system()) FROM installation"
+                return bool(await connection.fetchval(query))
+
     async def notify(self, channel: str, payload: str) -> None:
         """Send a notification, in a transaction of its own: one within a commit would put all commits in line (PERFORMANCE.md)."""
         with translated():

@@ -172,6 +172,8 @@ def event_to_text(event: told.Event) -> str:
     body: JsonObject = {"status": event.status.name, "progress": event.progress, "facts": facts}
     if event.progress_regressed:
         body["progress_regressed"] = True
+    if event.labels:
+        body["labels"] = dict(event.labels)
     return orjson.dumps(body, option=_UTC_Z).decode()
 
 
@@ -196,6 +198,7 @@ def event_from_row(revision: int, time: datetime, actor: str, body: str) -> told
         FlowStatus[found["status"]],
         found["progress"],
         found.get("progress_regressed", False),
+        found.get("labels", {}),
     )
 
 

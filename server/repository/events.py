@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,7 +13,7 @@ from sqlalchemy import UUID as UUIDType
 
 from server.repository import event_codec
 from server.repository.database import Database
-from server.repository.gathered import Gathered, wanted
+from server.repository.gathered import Gathered, tenants_of, wanted, wanted_values
 from server.repository.statement import Statement, gated, mine, same_flow
 from server.repository.table_parts import TIME
 from server.repository.tables import events, flows
@@ -86,6 +87,11 @@ _PAGES = Statement(
         )
     )
 )
+
+_known = wanted("after")
+_MOVED = Statement(gated(select(_known.c.place).where(*same_flow(flows, _known), flows.c.revision > _known.c.after)))
+# Row level security compares each row with all the tenants that are named, so a statement must not name too many.
+MOVED_AT_ONCE = 256
 
 _AFTER: Any = bindparam("after", type_=BigInteger)
 
@@ -180,6 +186,16 @@ class Events:
         full = len(found.events) == size
         reached = found.events[-1].event.revision if full else min(last, found.head)
         return NarrowedPage(replace(found, events=matching), reached)
+
+    async def moved(self, known: Mapping[FlowKey, int]) -> list[FlowKey]:
+        """Which of the flows have come further than the revision that is known of them."""
+        found = []
+        keys = list(known)
+        for first in range(0, len(keys), MOVED_AT_ONCE):
+            some = keys[first : first + MOVED_AT_ONCE]
+            values = wanted_values(some, {"after": [known[key] for key in some]})
+            found += [some[row[0]] for row in await self._database.read(tenants_of(some), _MOVED, values)]
+        return found
 
 
 def _checked(found: EventPage, after: int) -> EventPage:

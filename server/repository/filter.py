@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum, unique
@@ -105,9 +105,10 @@ class _Kind(Enum):
     INTEGER = "integer"
     TIME = "time"
     LABELS = "labels"
+    NAMES = "names"
 
 
-_FIELDS = {
+_FLOW_FIELDS = {
     "type": _Kind.TEXT,
     "status": _Kind.STATUS,
     "display_name": _Kind.TEXT,
@@ -119,7 +120,8 @@ _FIELDS = {
     "end_time": _Kind.TIME,
     "labels": _Kind.LABELS,
 }
-_KNOWN = ", ".join("labels.KEY" if name == "labels" else name for name in _FIELDS)
+# What can be told of an event without reading anything else.
+_EVENT_FIELDS = {"type": _Kind.TEXT, "status": _Kind.STATUS, "phase": _Kind.NAMES, "labels": _Kind.LABELS}
 _COLUMNS = {"progress_percent": "progress"}
 _NULLABLE = frozenset({"end_time"})
 _STATUSES = tuple(status.name for status in FlowStatus)
@@ -159,6 +161,15 @@ def parse(text: str) -> Filter:
     Raises InvalidRequest on ``filter`` that names the position (characters, from 1) and what may stand there, for: more than
     2,000 characters, 50 comparisons or 20 nested parentheses, a syntax error, an unknown field or status, a value of the wrong type.
     """
+    return _parsed(text, _FLOWS)
+
+
+def parse_events(text: str) -> Filter:
+    """The filter of events that the text describes: over ``type``, ``status``, ``labels`` and ``phase``. Raises as ``parse`` does."""
+    return _parsed(text, _EVENTS)
+
+
+def _parsed(text: str, parser: Lark) -> Filter:
     if len(text) > MAX_CHARACTERS:
         raise invalid("filter", f"has {len(text)} characters, the limit is {MAX_CHARACTERS}")
     for position, character in enumerate(text, 1):
@@ -167,7 +178,7 @@ def parse(text: str) -> Filter:
     _check_nesting(text)
     try:
         # LALR: a stack and no recursion, and the transformer runs while it parses.
-        expression: Expression | None = _PARSER.parse(text)  # type: ignore[assignment]
+        expression: Expression | None = parser.parse(text)  # type: ignore[assignment]
     except UnexpectedInput as error:
         raise _syntax_error(text, error) from None
     comparisons = sum(1 for _ in _comparisons(expression)) if expression else 0
@@ -214,6 +225,11 @@ def _syntax_error(text: str, error: UnexpectedInput) -> InvalidRequest:
 class _Builder(Transformer[Token, Expression | None]):
     """Makes the expression while the parser reads, and refuses what is well formed but has no meaning here."""
 
+    def __init__(self, fields: Mapping[str, _Kind]) -> None:
+        super().__init__()
+        self._fields = fields
+        self._known = ", ".join("labels.KEY" if name == "labels" else name for name in fields)
+
     def start(self, items: list[Expression]) -> Expression | None:
         return items[0] if items else None
 
@@ -234,9 +250,9 @@ class _Builder(Transformer[Token, Expression | None]):
     def comparison(self, items: list[Token]) -> Expression:
         name, operator, argument = items
         field, dot, rest = name.partition(".")
-        kind = _FIELDS.get(field)
+        kind = self._fields.get(field)
         if kind is None or (dot and kind is not _Kind.LABELS):
-            raise _wrong(_position(name), f"{_shown(name)} is not a field; the fields are {_KNOWN}")
+            raise _wrong(_position(name), f"{_shown(name)} is not a field; the fields are {self._known}")
         if kind is _Kind.LABELS:
             return _label_comparison(name, _unquoted(name, rest) if dot else None, Operator(operator), argument)
         return _field_comparison(field, kind, Operator(operator), argument)
@@ -294,13 +310,16 @@ def _label_comparison(name: Token, key: str | None, operator: Operator, argument
 
 
 def _field_comparison(field: str, kind: _Kind, operator: Operator, argument: Token) -> Comparison:
-    if operator is Operator.HAS:
-        if field not in _NULLABLE or argument != "*":
-            raise _wrong(_position(argument), f"':' asks for labels, and end_time:* for an end; compare {field} by =")
-        return Comparison(field, operator)
+    if kind is _Kind.NAMES and operator is Operator.HAS and argument != "*":
+        operator = Operator.EQUAL  # AIP-160: r:42 is true if r holds 42
+    if operator is Operator.HAS and kind is not _Kind.NAMES and (field not in _NULLABLE or argument != "*"):
+        raise _wrong(_position(argument), f"':' asks for labels, and end_time:* for an end; compare {field} by =")
     if kind is _Kind.STATUS and operator not in (Operator.EQUAL, Operator.NOT_EQUAL):
         raise _wrong(_position(argument), f"statuses have no order: compare status by = or !=, not by {operator.value}")
-    return Comparison(field, operator, _text(argument, operator) if kind is _Kind.TEXT else _typed(field, kind, argument))
+    if operator is Operator.HAS:
+        return Comparison(field, operator)
+    is_text = kind in (_Kind.TEXT, _Kind.NAMES)
+    return Comparison(field, operator, _text(argument, operator) if is_text else _typed(field, kind, argument))
 
 
 def _typed(field: str, kind: _Kind, argument: Token) -> str | int | float | datetime:
@@ -328,7 +347,11 @@ def _typed(field: str, kind: _Kind, argument: Token) -> str | int | float | date
     raise _wrong(_position(argument), f"{_shown(written)} is not {expected}")
 
 
-_PARSER = Lark(_GRAMMAR, parser="lalr", transformer=_Builder(), lexer_callbacks={"FUNCTION": _function})
+def _parser(fields: Mapping[str, _Kind]) -> Lark:
+    return Lark(_GRAMMAR, parser="lalr", transformer=_Builder(fields), lexer_callbacks={"FUNCTION": _function})
+
+
+_FLOWS, _EVENTS = _parser(_FLOW_FIELDS), _parser(_EVENT_FIELDS)
 
 
 def _comparisons(expression: Expression) -> Iterator[Comparison]:
@@ -352,7 +375,7 @@ def _condition(expression: Expression, table: Table) -> ColumnElement[bool]:
     return and_(*operands) if isinstance(expression, Conjunction) else or_(*operands)
 
 
-_OPERATORS = {
+OPERATORS = {
     Operator.EQUAL: eq,
     Operator.NOT_EQUAL: ne,
     Operator.LESS: lt,
@@ -368,7 +391,7 @@ def _compared(column: ColumnElement[_T], comparison: Comparison) -> ColumnElemen
         pattern = "%".join(re.sub(r"([!%_])", r"!\1", piece) for piece in comparison.value.pieces)
         like = column.like(literal(pattern, String), escape="!")
         return not_(like) if comparison.operator is Operator.NOT_EQUAL else like
-    compared: ColumnElement[bool] = _OPERATORS[comparison.operator](column, literal(comparison.value, column.type))
+    compared: ColumnElement[bool] = OPERATORS[comparison.operator](column, literal(comparison.value, column.type))
     return compared
 
 

@@ -60,7 +60,7 @@ _SUMMARY = (
     "origin_flow_id",
     "origin_revision",
 )
-_SUMMARY_COLUMNS = [flows.c[name] for name in _SUMMARY]
+SUMMARY_COLUMNS = [flows.c[name] for name in _SUMMARY]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +107,11 @@ def _versions() -> ColumnElement[Any]:
     return _rows_of(select(func.row(*(documents.c[name] for name in names))).where(*same_flow(documents, flows)).correlate(flows))
 
 
-_HEAD_COLUMNS = [*_SUMMARY_COLUMNS, flows.c.hold, flows.c.totals, flows.c.head_hash, _children()]
+_HEAD_COLUMNS = [*SUMMARY_COLUMNS, flows.c.hold, flows.c.totals, flows.c.head_hash, _children()]
 
 _wanted = wanted()
 _REVISIONS = Statement(gated(select(_wanted.c.place, flows.c.revision).where(*same_flow(flows, _wanted))))
-_SUMMARIES = Statement(gated(select(_wanted.c.place, *_SUMMARY_COLUMNS).where(*same_flow(flows, _wanted))))
+_SUMMARIES = Statement(gated(select(_wanted.c.place, *SUMMARY_COLUMNS).where(*same_flow(flows, _wanted))))
 _HEADS = Statement(gated(select(_wanted.c.place, *_HEAD_COLUMNS).where(*same_flow(flows, _wanted))))
 _LOCKED = Statement(gated(select(flows.c.revision).where(*same_flow(flows, _wanted)).with_for_update(of=flows)))
 _RECORDS = Statement(gated(select(_wanted.c.place, *_HEAD_COLUMNS, _documents(), _activity()).where(*same_flow(flows, _wanted))))
@@ -138,7 +138,8 @@ class DeletedFlows(Enum):
     SHOWN = "shown"
 
 
-def _summary(row: Sequence[Any]) -> FlowSummary:
+def summary_from_row(row: Sequence[Any]) -> FlowSummary:
+    """What the values of ``SUMMARY_COLUMNS`` say."""
     account, engagement, flow_id, kind, name, revision, status, progress, child, phases, labels, *rest = row
     create_time, created_by, update_time, updated_by, end_time, delete_time, hold_reason, origin, origin_revision = rest
     return FlowSummary(
@@ -164,7 +165,7 @@ def _summary(row: Sequence[Any]) -> FlowSummary:
 
 
 def _head(row: Sequence[Any]) -> Head:
-    said = _summary(row[: len(_SUMMARY)])
+    said = summary_from_row(row[: len(_SUMMARY)])
     hold, totals, head_hash, found = row[len(_SUMMARY) : len(_SUMMARY) + 4]
     journey = JOURNEYS[said.type]
     members = sorted(found, key=lambda child: journey.index(child[0]))
@@ -209,7 +210,7 @@ class Flows:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._revisions: Gathered[int] = Gathered(database, _REVISIONS, lambda row: row[1])
-        self._summaries = Gathered(database, _SUMMARIES, lambda row: _summary(row[1:]))
+        self._summaries = Gathered(database, _SUMMARIES, lambda row: summary_from_row(row[1:]))
         self._heads = Gathered(database, _HEADS, lambda row: _head(row[1:]))
         self._records = Gathered(database, _RECORDS, _halfway)
 
@@ -276,7 +277,7 @@ class Flows:
         self, tenant: Tenant, narrowed: Filter, order: Order, start: tuple[str | datetime, UUID] | None, size: int, deleted: DeletedFlows
     ) -> list[FlowSummary]:
         """At most ``size`` flows that match, in order, after ``start`` (the order's column and the id of the last one seen)."""
-        query: Select[Any] = select(*_SUMMARY_COLUMNS).where(
+        query: Select[Any] = select(*SUMMARY_COLUMNS).where(
             flows.c.client_account_id == tenant.client_account_id,
             flows.c.engagement_id == tenant.engagement_id,
             condition(narrowed, flows),
@@ -287,7 +288,7 @@ class Flows:
             query = query.where(after(order, flows, *start))
         query = query.order_by(*sorting(order, flows)).limit(size)
         rows = await self._database.read([tenant], Statement(gated(query)), {})
-        return [_summary(row) for row in rows]
+        return [summary_from_row(row) for row in rows]
 
 
 def _kept(rows: Sequence[Any]) -> Kept:

@@ -24,6 +24,8 @@ MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _LOCK = 0x466C6F77
 # A migration that waits for a lock makes everybody behind it wait too: better to give up and be run again.
 _LOCK_TIMEOUT = "5s"
+# What a cluster adds to its transactions' numbers to make positions of them is a multiple of this: no cluster comes to as many.
+_POSITIONS = 1 << 48
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -48,11 +50,14 @@ def _driven(url: str) -> str:
 async def migrate(url: str, target: str = "head") -> tuple[str | None, str | None]:
     """Bring the schema to ``target`` as the role that owns it; the versions before and after.
 
-    One process at a time, each migration in a transaction of its own. Raises StoreUnavailable, and SchemaError when the role may not.
+    A database that was restored into another cluster goes on numbering its events above those that it has. One process at a time, each
+    migration in a transaction of its own. Raises StoreUnavailable, and SchemaError when the role may not.
     """
 
     def run(connection: Connection) -> None:
         command.upgrade(_config(connection), target)
+        connection.commit()
+        _settle(connection)
 
     return await _alone(url, run)
 
@@ -97,6 +102,24 @@ async def _alone(url: str, run: Callable[[Connection], None]) -> tuple[str | Non
         await engine.dispose()
 
 
+def _settle(connection: Connection) -> None:
+    """Make sure that what is written from now on has a higher position than all that is there, wherever that was written."""
+    has_positions = "EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('installation') AND attname = 'position_base')"
+    if not connection.execute(text(f"SELECT {has_positions}")).scalar():  # the schema is not that new yet
+        return
+    known, base, here = connection.execute(
+        text("SELECT cluster_id, position_base, (SELECT system_identifier FROM pg_control_system()) FROM installation")
+    ).one()
+    if known == here:
+        return
+    if known is not None:
+        base += _POSITIONS
+        connection.execute(
+            text(f"ALTER TABLE events ALTER COLUMN position SET DEFAULT ((pg_current_xact_id())::text)::bigint + {base:d}::bigint")
+        )
+    connection.execute(text("UPDATE installation SET cluster_id = :here, position_base = :base"), {"here": here, "base": base})
+
+
 def _version(connection: Connection) -> str | None:
     if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar() is None:
         return None
@@ -119,6 +142,11 @@ async def check(database: Database) -> None:
         known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
         remedy = "run `flowledger migrate`" if found in known else "it was made by a newer Flowledger: serve with that one"
         raise SchemaError(f"the database has schema {found}, this server needs {wanted}: {remedy}")
+    if not await database.at_home():
+        raise SchemaError(
+            "the database was restored from another PostgreSQL, whose transactions are numbered differently: run `flowledger migrate`, so "
+            "that those who follow its events miss none"
+        )
     if await database.bypasses_row_security():
         raise SchemaError(
             "row level security does not bind the role that the service connects as (a superuser, or BYPASSRLS): connect as a member of "

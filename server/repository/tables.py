@@ -158,11 +158,23 @@ events = Table(
     Column("format", SmallInteger, nullable=False, server_default=text("1")),
     # The SHA-256 of what the event said, once that was erased.
     Column("content_sha256", LargeBinary),
+    # Its place among all of the tenant's events: the transaction that wrote it, see feed.py.
+    Column("position", BigInteger, nullable=False, server_default=text("((pg_current_xact_id())::text)::bigint")),
     PrimaryKeyConstraint(*FLOW_KEY, "revision", name="events_pkey"),
     CheckConstraint("revision >= 1", name="events_revision_check"),
     hashed("events", "hash"),
     hashed("events", "content_sha256"),
     CheckConstraint("content_sha256 IS NULL OR (body = '' AND actor = '')", name="events_erased_check"),
+    Index("events_position_idx", *TENANT_KEY, "position", "flow_id", "revision"),
+)
+
+# The highest position of any event of the tenant that was removed. A trigger on ``events`` keeps it.
+removals = Table(
+    "removals",
+    metadata,
+    *tenant_columns(),
+    Column("position", BigInteger, nullable=False),
+    PrimaryKeyConstraint(*TENANT_KEY, name="removals_pkey"),
 )
 
 # What a request id was answered, kept longer than the flow: it has no foreign key, and it holds the whole answer.
@@ -201,6 +213,7 @@ TENANT_TABLES: tuple[Table, ...] = (
     *children.values(),
     documents,
     events,
+    removals,
     requests,
     activity,
     *HISTORY_TABLES,
@@ -216,6 +229,10 @@ installation = Table(
     Column("token_key", LargeBinary, nullable=False),
     # Which key-encryption key the tenants' keys are wrapped with: a server that has another one must not serve.
     Column("kek_id", Text),
+    # Added to a transaction's number to make a position of it, and the cluster whose transactions are numbered: those of another one, which
+    # the database was restored into, begin again.
+    Column("position_base", BigInteger, nullable=False, server_default=text("0")),
+    Column("cluster_id", BigInteger),
     PrimaryKeyConstraint("singleton", name="installation_pkey"),
     CheckConstraint("singleton = 1", name="installation_singleton_check"),
     CheckConstraint("octet_length(token_key) = 32", name="installation_token_key_check"),

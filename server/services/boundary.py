@@ -6,6 +6,7 @@ Every method is wrapped when it is registered, not by an interceptor: one that i
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -59,9 +60,13 @@ CODES: Mapping[str, grpc.StatusCode] = MappingProxyType(
         "REVISION_COMPACTED": grpc.StatusCode.OUT_OF_RANGE,
         "REVISION_IN_FUTURE": grpc.StatusCode.OUT_OF_RANGE,
         "HISTORY_DAMAGED": grpc.StatusCode.DATA_LOSS,
+        "POSITION_COMPACTED": grpc.StatusCode.OUT_OF_RANGE,
+        "POSITION_IN_FUTURE": grpc.StatusCode.OUT_OF_RANGE,
         "LIMIT_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
         "NO_CALLER": grpc.StatusCode.UNAUTHENTICATED,
         "STORE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+        "STREAM_STALLED": grpc.StatusCode.UNAVAILABLE,
         "DRAINING": grpc.StatusCode.UNAVAILABLE,
         "DEADLINE_EXCEEDED": grpc.StatusCode.DEADLINE_EXCEEDED,
         "INTERNAL": grpc.StatusCode.INTERNAL,
@@ -81,6 +86,7 @@ _VIOLATIONS_BYTES = 800
 _PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 Unary = Callable[[Any, Caller], Awaitable[Any]]
+Send = Callable[[bytes], Awaitable[None]]
 # Hears of each call: method, outcome, when it began (time.perf_counter), caller, flow and what the caller was told was wrong.
 Tell = Callable[[str, str, float, Caller | None, str, str], None]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -124,7 +130,8 @@ class Boundary:
             call = found[0]
             name = f"{service.full_name}/{method.name}"
             if method.server_streaming:
-                make, wrapped = grpc.unary_stream_rpc_method_handler, self._streaming(name, call)
+                kind = self._sending if inspect.iscoroutinefunction(call) else self._streaming
+                make, wrapped = grpc.unary_stream_rpc_method_handler, kind(name, call)
             elif method.client_streaming:
                 make, wrapped = grpc.stream_unary_rpc_method_handler, self._collecting(name, call)
             else:
@@ -213,6 +220,28 @@ class Boundary:
             self._tell(name, "OK", started, caller, _flow_of(request), "")
 
         return streaming
+
+    def _sending(self, name: str, call: Callable[[Any, Caller, Send], Awaitable[None]]) -> Callable[[Any, Context], Awaitable[None]]:
+        """For a method that sends its responses by itself, as bytes: no generator stands between it and gRPC."""
+
+        async def sending(request: Any, context: Context) -> None:
+            started = time.perf_counter()
+            caller = None
+            try:
+                if self._closing is not None:
+                    await self._refuse(self._closing)
+                caller = self._admit(context)
+                if type(request) is _Unreadable:
+                    raise request.error()
+                await call(request, caller, context.write)
+            except (asyncio.CancelledError, grpc.aio.BaseError):  # the latter when the caller goes while something is sent
+                self._tell(name, "CANCELLED", started, caller, _flow_of(request), "")
+                raise
+            except Exception as error:  # noqa: BLE001 - nothing may pass the boundary as it is
+                await self._abort(context, name, caller, error, started, _flow_of(request))
+            self._tell(name, "OK", started, caller, _flow_of(request), "")
+
+        return sending
 
     def _admit(self, context: Context) -> Caller:
         return caller_of(context.invocation_metadata() or ())

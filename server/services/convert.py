@@ -232,6 +232,11 @@ def timestamp(time: datetime) -> timestamp_pb2.Timestamp:
     return timestamp_pb2.Timestamp(seconds=int(time.timestamp()), nanos=time.microsecond * 1000)
 
 
+def seconds(number: float) -> duration_pb2.Duration:
+    """So many seconds, to the microsecond."""
+    return _duration(timedelta(seconds=number))
+
+
 def maybe_timestamp(time: datetime | None) -> timestamp_pb2.Timestamp | None:
     """The time, if there is one."""
     return None if time is None else timestamp(time)

@@ -22,6 +22,7 @@ from server.repository.requests import Answered, Committed
 from server.repository.store import Store
 from server.services import convert, page_token
 from server.services.answers import basic_answer, event_of, remembered, summary_answer
+from server.services.boundary import Send
 from server.services.caller import Caller
 from server.services.fields import NAME_LENGTH, Fields
 from server.services.progress_stream import ProgressStream
@@ -233,10 +234,13 @@ class FlowService:
             flows = [convert.summarized(said) for said in page]
         return pb.ListFlowsResponse(flows=flows, next_page_token=token)
 
-    async def WatchFlow(self, request: pb.WatchFlowRequest, caller: Caller) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
-        """The flow's progress until it ends."""
-        async for message in self._watches.watch(request, caller, Fields(self._limits)):
-            yield message
+    async def WatchFlow(self, request: pb.WatchFlowRequest, caller: Caller, send: Send) -> None:
+        """Sends the flow's progress until it ends."""
+        await self._watches.watch_flow(request, caller.tenant, Fields(self._limits), send)
+
+    async def WatchFlows(self, request: pb.WatchFlowsRequest, caller: Caller, send: Send) -> None:
+        """Sends the events of the tenant's flows that match, without end."""
+        await self._watches.watch_flows(request, caller.tenant, Fields(self._limits), send)
 
     # ---- common to many -------------------------------------------------------------------------------------------------------------
 

@@ -37,30 +37,30 @@ def seal(key: bytes, purpose: str, tenant: str, query: bytes, position: bytes) -
     return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
 
-def open(key: bytes, purpose: str, tenant: str, query: bytes, token: str) -> bytes:
+def open(key: bytes, purpose: str, tenant: str, query: bytes, token: str, field: str = FIELD) -> bytes:
     """The position that ``seal`` was given.
 
-    Raises InvalidRequest on ``page_token`` for any text that ``seal`` did not return for the same key, purpose, tenant and query.
+    Raises InvalidRequest on ``field`` for any text that ``seal`` did not return for the same key, purpose, tenant and query.
     """
     if len(token) > MAX_TOKEN:
-        raise invalid(FIELD, f"has {len(token)} characters, a token has at most {MAX_TOKEN}: pass next_page_token as it came")
+        raise invalid(field, f"has {len(token)} characters, a token has at most {MAX_TOKEN}: pass it as it came")
     try:
         sealed = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise _refused() from None
+        raise _refused(field) from None
     # One position has one spelling: unused bits in the last character are zero, and + and / do not stand for - and _.
     canonical = base64.urlsafe_b64encode(sealed).rstrip(b"=").decode() == token
     version, position, tag = sealed[:1], sealed[1:-_TAG], sealed[-_TAG:]
     if not canonical or version != _VERSION or len(sealed) < len(_VERSION) + _TAG:
-        raise _refused()
+        raise _refused(field)
     if not hmac.compare_digest(tag, _tag(key, purpose, tenant, query, position)):
-        raise _refused()
+        raise _refused(field)
     return position
 
 
-def _refused() -> InvalidRequest:
+def _refused(field: str) -> InvalidRequest:
     # One text for all causes: which check failed is nobody's business but a forger's.
-    return invalid(FIELD, "was not made for this request: pass next_page_token as it came, with the same filter, order and tenant")
+    return invalid(field, "was not made for this request: pass it as it came, with the same filter, order and tenant")
 
 
 def _tag(key: bytes, purpose: str, tenant: str, query: bytes, position: bytes) -> bytes:

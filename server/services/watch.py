@@ -1,183 +1,247 @@
-"""WatchFlow: subscribe to the hint first, then read, then wait. The cursor is a revision, so that nothing is lost with a hint."""
+"""WatchFlow and WatchFlows: what callers ask for, and who reads for them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import TypeVar, cast
 from uuid import UUID
 
+import structlog
 from flowledger.v1 import flow_service_pb2 as pb
 
-from server.repository.events import EventPage, Events, StoredEvent
+from server.repository.events import Events
+from server.repository.feed import Cursor, Feed
+from server.repository.filter import Filter, parse_events
 from server.repository.flows import Flows
-from server.services import convert
-from server.services.caller import Caller
+from server.services.boundary import Send
+from server.services.feed_watch import FeedTail, FeedWanted, FeedWatch
 from server.services.fields import Fields
-from server.statemachine.errors import RevisionInFuture
-from server.statemachine.values import Flow, FlowKey, Tenant
-from server.wakeups import LocalWakeups
+from server.services.flow_watch import FlowTail, FlowWanted, FlowWatch
+from server.services.resume_token import FIELD, PHASES_BYTES, FeedPosition, FlowPosition, ResumeTokens, query_of
+from server.services.streams import Streams, WatchSettings
+from server.services.tail import ROOM_BYTES, Room, Tail, Wanted
+from server.statemachine.errors import StoreUnavailable
+from server.statemachine.event_filter import EventFilter, EventKind
+from server.statemachine.values import FlowKey, Tenant
 
-PAGE = 100
-TOLD = 1024  # events that are kept as they were sent, for other watchers of the same flow
+__all__ = ["WatchSettings", "Watches"]
+
+_log = structlog.get_logger()
+
 HEARTBEAT_LEAST, HEARTBEAT_MOST = timedelta(seconds=1), timedelta(minutes=5)
+KINDS, PHASES = 20, 20
+PHASE_LENGTH = 100
+_NIL = UUID(int=0)
 
-
-@dataclass(frozen=True, slots=True)
-class WatchSettings:
-    """How watches behave; times in seconds. ``max_age`` varies by ``jitter`` (0 to 1) so that streams do not end all at once."""
-
-    poll: float = 0.5
-    heartbeat: float = 15.0
-    max_age: float = 1800.0
-    jitter: Callable[[], float] = lambda: 0.0
+_Key = TypeVar("_Key")
+_Following = TypeVar("_Following", bound=Tail)
+_Shared = TypeVar("_Shared", bound=Wanted)
 
 
 class Watches:
     """All watches of one process."""
 
-    def __init__(self, flows: Flows, events: Events, wakeups: LocalWakeups, now: Callable[[], datetime], settings: WatchSettings) -> None:
-        self._flows, self._events, self._wakeups, self._now, self._settings = flows, events, wakeups, now, settings
-        self._draining = False
-        self._told: dict[tuple[Tenant, UUID, int], bytes] = {}
+    def __init__(
+        self, flows: Flows, events: Events, feed: Feed, now: Callable[[], datetime], settings: WatchSettings, token_key: bytes
+    ) -> None:
+        self._flows, self._events, self._feed = flows, events, feed
+        self._tokens = ResumeTokens(token_key)
+        self._streams = Streams(settings, now)
+        self._room = Room(ROOM_BYTES)
+        self._tails: dict[FlowKey, FlowTail] = {}
+        self._feeds: dict[Tenant, FeedTail] = {}
+        self._followers: set[FeedWatch] = set()
+        self._sweeping: asyncio.Task[None] | None = None
+
+    @property
+    def open(self) -> int:
+        """How many streams there are."""
+        return self._streams.open
+
+    @property
+    def lag(self) -> float:
+        """How far the slowest WatchFlows is behind, in seconds: the age of the oldest event that it was not told yet."""
+        return max((follower.lag() for follower in self._followers), default=0.0)
+
+    def heard(self, key: FlowKey, revision: int = 0) -> None:
+        """A hint that the flow moved, to that revision if it is known."""
+        tail = self._tails.get(key)
+        if tail is not None and (revision == 0 or revision > tail.head):
+            tail.stir()
+        if self._feeds and (feed := self._feeds.get(key.tenant)) is not None:
+            feed.stir()
 
     def drain(self) -> None:
-        """End every watch, resumably."""
-        self._draining = True
-        self._wakeups.ring_all()
+        """End every watch, resumably, once it has been told what there is."""
+        self._streams.draining = True
+        for tail in (*self._tails.values(), *self._feeds.values()):
+            tail.stir()
 
-    async def watch(self, request: pb.WatchFlowRequest, caller: Caller, fields: Fields) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
-        """The flow's messages, in order, until it ends."""
-        watch = self._watch(request, caller.tenant, fields)
-        with self._wakeups.hear(FlowKey(caller.tenant, watch.flow_id)) as moved:
-            async for message in watch.messages(moved):
-                yield message
+    async def watch_flow(self, request: pb.WatchFlowRequest, tenant: Tenant, fields: Fields, send: Send) -> None:
+        """Sends the flow's messages, in order, until it ends."""
+        form = self._flow_position(request, tenant, fields)
+        heartbeat = self._heartbeat(fields, request)
+        fields.check()
+        request.flow_id = str(form.flow_id)  # for the log, when only the token named it
+        key = FlowKey(tenant, form.flow_id)
+        with self._streams.admitted(tenant), self._flow_tail(key, form.latest_only) as tail:
+            wanted = _shared(tail, (form.latest_only, form.wanted), lambda: FlowWanted(self._tokens, tenant, form))
+            now = not request.resume_token and request.start == pb.WATCH_START_NOW
+            await FlowWatch(self._streams, tail, wanted, form, now, heartbeat, send).run()
 
-    def told(self, tenant: Tenant, flow_id: UUID, stored: StoredEvent) -> bytes:
-        """The event as it is sent: written once, however many watch the flow."""
-        place = tenant, flow_id, stored.event.revision
-        found = self._told.get(place)
-        if found is None:
-            event = convert.event(str(flow_id), stored.event, stored.hash)
-            found = pb.WatchFlowResponse(revision=stored.event.revision, event=event).SerializeToString()
-            self._told[place] = found
-            if len(self._told) > TOLD:
-                del self._told[next(iter(self._told))]
-        return found
+    async def watch_flows(self, request: pb.WatchFlowsRequest, tenant: Tenant, fields: Fields, send: Send) -> None:
+        """Sends the events of the tenant's flows that match, in order, without end."""
+        filter = fields.parsed(parse_events, request.filter, Filter())
+        kinds = EventFilter(_kinds(fields, request.kinds))
+        query = query_of(request.filter, kinds.kinds)
+        start = request.start
+        position: FeedPosition | None = None
+        if start not in pb.WatchFlowsStart.values():
+            fields.wrong("start", f"{start} is unknown; one of NOW, BEGINNING")
+        if request.resume_token:
+            position = fields.parsed(lambda token: self._tokens.feed(tenant, query, token), request.resume_token, FeedPosition(Cursor(0)))
+            if start:
+                fields.wrong("start", f"does not go with {FIELD}")
+        heartbeat = self._heartbeat(fields, request)
+        fields.check()
+        with self._streams.admitted(tenant), self._feed_tail(tenant) as tail:
+            if position is None:
+                page = await self._feed.page(tenant, Cursor(0), 0)
+                from_beginning = start == pb.WATCH_FLOWS_START_BEGINNING
+                position = FeedPosition(Cursor(0), page.removed) if from_beginning else FeedPosition(Cursor(page.horizon))
+            forgiven = position.forgiven
+            wanted = _shared(tail, (query, forgiven), lambda: FeedWanted(self._tokens, tenant, query, filter, kinds, forgiven))
+            follower = FeedWatch(self._streams, tail, wanted, position, heartbeat, send)
+            self._followers.add(follower)
+            try:
+                await follower.run()
+            finally:
+                self._followers.discard(follower)
 
-    def _watch(self, request: pb.WatchFlowRequest, tenant: Tenant, fields: Fields) -> _Watch:
-        flow_id = fields.uuid("flow_id", request.flow_id)
+    def _flow_position(self, request: pb.WatchFlowRequest, tenant: Tenant, fields: Fields) -> FlowPosition:
+        named = fields.optional_uuid("flow_id", request.flow_id) if request.resume_token else fields.uuid("flow_id", request.flow_id)
         after = fields.revision("after_revision", request.after_revision)
-        start, delivery = request.start or pb.WATCH_START_SNAPSHOT, request.delivery or pb.WATCH_DELIVERY_EVERY_REVISION
+        start, delivery = request.start, request.delivery
         if start not in pb.WatchStart.values():
             fields.wrong("start", f"{start} is unknown; one of SNAPSHOT, AFTER_REVISION, NOW")
         if delivery not in pb.WatchDelivery.values():
             fields.wrong("delivery", f"{delivery} is unknown; one of EVERY_REVISION, LATEST_ONLY")
-        if after and start != pb.WATCH_START_AFTER_REVISION:
-            fields.wrong("after_revision", "goes with start AFTER_REVISION only")
-        heartbeat = self._settings.heartbeat
-        if request.HasField("heartbeat_interval"):
-            span = fields.span("heartbeat_interval", request.heartbeat_interval, HEARTBEAT_LEAST, HEARTBEAT_MOST)
-            heartbeat = span.total_seconds()
-        fields.check()
-        return _Watch(self, tenant, flow_id, start, after, delivery, heartbeat)
+        latest_only = delivery == pb.WATCH_DELIVERY_LATEST_ONLY
+        wanted = EventFilter(_kinds(fields, request.kinds), _phases(fields, request.phases))
+        if not request.resume_token:
+            if after and start != pb.WATCH_START_AFTER_REVISION:
+                fields.wrong("after_revision", "goes with start AFTER_REVISION only")
+            for name, given in (("kinds", wanted.kinds), ("phases", wanted.phases)):
+                if given and latest_only:
+                    fields.wrong(name, "goes with EVERY_REVISION only: LATEST_ONLY delivers states and not events")
+            snapshot_first = start in (pb.WATCH_START_UNSPECIFIED, pb.WATCH_START_SNAPSHOT)
+            return FlowPosition(named or _NIL, after, snapshot_first, latest_only, wanted)
+        unread = FlowPosition(named or _NIL, 0)
+        resumed = fields.parsed(lambda token: self._tokens.flow(tenant, token), request.resume_token, unread)
+        for name, given_at_all in (("start", bool(start)), ("after_revision", bool(after))):
+            if given_at_all:
+                fields.wrong(name, f"does not go with {FIELD}")
+        if resumed is not unread:
+            for name, differs in (
+                ("flow_id", named is not None and named != resumed.flow_id),
+                ("delivery", bool(delivery) and latest_only != resumed.latest_only),
+                ("kinds", bool(wanted.kinds) and wanted.kinds != resumed.wanted.kinds),
+                ("phases", bool(wanted.phases) and wanted.phases != resumed.wanted.phases),
+            ):
+                if differs:
+                    fields.wrong(name, f"is not what {FIELD} was made for: leave it out, or give it as it was")
+        return resumed
 
+    def _heartbeat(self, fields: Fields, request: pb.WatchFlowRequest | pb.WatchFlowsRequest) -> float:
+        if not request.HasField("heartbeat_interval"):
+            return self._streams.settings.heartbeat
+        span = fields.span("heartbeat_interval", request.heartbeat_interval, HEARTBEAT_LEAST, HEARTBEAT_MOST)
+        return span.total_seconds()
 
-class _Watch:
-    """One subscriber's position and what it wants."""
-
-    def __init__(
-        self,
-        watches: Watches,
-        tenant: Tenant,
-        flow_id: UUID,
-        start: pb.WatchStart.ValueType,
-        after: int,
-        delivery: pb.WatchDelivery.ValueType,
-        heartbeat: float,
-    ) -> None:
-        self._all, self._tenant, self.flow_id = watches, tenant, flow_id
-        self._start, self._position = start, after
-        self._latest_only = delivery == pb.WATCH_DELIVERY_LATEST_ONLY
-        self._heartbeat = heartbeat
-
-    async def messages(self, moved: asyncio.Event) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
-        """Reads after the position, sends, and waits for the next hint, the next poll or the next heartbeat."""
-        settings = self._all._settings
-        loop = asyncio.get_running_loop()
-        oldest_end = loop.time() + settings.max_age * (1.0 - 0.2 * settings.jitter())
-        async for message in self._opening():
-            yield message
-        spoken = loop.time()
-        while True:
-            moved.clear()  # before the read: a hint that comes during it must not be lost
-            page = await self._next_page()
-            async for message in self._told(page):
-                yield message
-                spoken = loop.time()
-            if self._position < page.head:
-                continue
-            if (end := self._ending(page, loop.time() >= oldest_end)) is not None:
-                yield end
-                return
-            if loop.time() - spoken >= self._heartbeat:
-                yield self._beat()
-                spoken = loop.time()
-            due = min(settings.poll, spoken + self._heartbeat - loop.time(), oldest_end - loop.time())
+    @contextmanager
+    def _flow_tail(self, key: FlowKey, latest_only: bool) -> Iterator[FlowTail]:
+        """The flow's tail, there as long as somebody follows it: it hears hints from here on, before anything is read."""
+        tail = self._tails.get(key)
+        if tail is None:
+            tail = FlowTail(key, self._flows, self._events, self._room, self._streams.settings.poll, self._is_draining)
+            self._tails[key] = tail
+        tail.every += not latest_only
+        with self._followed(self._tails, key, tail):
             try:
-                async with asyncio.timeout(max(due, 0.001)):
-                    await moved.wait()
-            except TimeoutError:
-                pass  # the floor under lost hints: look anyway
+                yield tail
+            finally:
+                tail.every -= not latest_only
 
-    async def _opening(self) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
-        if self._start == pb.WATCH_START_SNAPSHOT:
-            yield self._snapshot(await self._flow(), skipped=0)
-        elif self._start == pb.WATCH_START_NOW:
-            self._position = (await self._all._flows.summary(self._tenant, self.flow_id)).revision
-            yield self._beat()  # tells where "now" is, so that even a stream that breaks at once can be resumed
-        elif self._latest_only:
-            flow = await self._flow()
-            if self._position > flow.revision:
-                raise RevisionInFuture(self._position, flow.revision)
+    @contextmanager
+    def _feed_tail(self, tenant: Tenant) -> Iterator[FeedTail]:
+        """The tenant's tail, likewise."""
+        tail = self._feeds.get(tenant)
+        if tail is None:
+            tail = self._feeds[tenant] = FeedTail(tenant, self._feed, self._room, self._streams.settings.poll, self._is_draining)
+        with self._followed(self._feeds, tenant, tail):
+            yield tail
 
-    async def _next_page(self) -> EventPage:
-        # LATEST_ONLY reads no events: it needs to know only how far the flow has come, and old history may be gone.
-        if self._latest_only:
-            return await self._all._events.span(self._tenant, self.flow_id)
-        return await self._all._events.page(self._tenant, self.flow_id, self._position, PAGE)
+    @contextmanager
+    def _followed(self, tails: dict[_Key, _Following], key: _Key, tail: _Following) -> Iterator[None]:
+        tail.streams += 1
+        if self._sweeping is None:
+            self._sweeping = asyncio.create_task(self._sweep(), name="watch sweep")
+        try:
+            yield
+        finally:
+            tail.streams -= 1
+            if not tail.streams:
+                del tails[key]
+                tail.close()
+            if not self._tails and not self._feeds and self._sweeping is not None:
+                self._sweeping.cancel()
+                self._sweeping = None
 
-    async def _told(self, page: EventPage) -> AsyncIterator[pb.WatchFlowResponse | bytes]:
-        if self._latest_only:
-            if page.head > self._position:
-                flow = await self._flow()
-                yield self._snapshot(flow, skipped=flow.revision - self._position - 1)
-            return
-        for stored in page.events:
-            self._position = stored.event.revision
-            yield self._all.told(self._tenant, self.flow_id, stored)
+    def _is_draining(self) -> bool:
+        return self._streams.draining
 
-    async def _flow(self) -> Flow:
-        return (await self._all._flows.flows(self._tenant, [self.flow_id]))[0]
+    async def _sweep(self) -> None:
+        """Looks for what moved without a hint: the floor under lost ones."""
+        while True:
+            await asyncio.sleep(self._streams.settings.poll)
+            for feed in self._feeds.values():
+                if feed.crowded:
+                    feed.stir()
+            known = {key: tail.head for key, tail in self._tails.items() if tail.crowded and not tail.stirred}
+            try:
+                moved = await self._events.moved(known)
+            except StoreUnavailable:
+                continue  # the tails that are read meanwhile know what to say of that
+            except Exception as error:  # noqa: BLE001 - a supervised loop: what fails once may go well the next time
+                _log.error("sweep_failed", exc_info=error)
+                continue
+            for key in moved:
+                if (tail := self._tails.get(key)) is not None:
+                    tail.stir()
 
-    def _snapshot(self, flow: Flow, skipped: int) -> pb.WatchFlowResponse:
-        self._position = flow.revision
-        return pb.WatchFlowResponse(revision=flow.revision, snapshot=pb.FlowSnapshot(flow=convert.basic(flow), skipped=skipped))
 
-    def _beat(self) -> pb.WatchFlowResponse:
-        return pb.WatchFlowResponse(revision=self._position, heartbeat=pb.WatchHeartbeat(time=convert.timestamp(self._all._now())))
+def _shared(tail: Tail, key: object, make: Callable[[], _Shared]) -> _Shared:
+    """What streams that want the same have in common: made for the first of them, gone with the last."""
+    found = tail.wanted.get(key)
+    if found is None:
+        found = tail.wanted[key] = make()
+    return cast(_Shared, found)
 
-    def _ending(self, page: EventPage, old: bool) -> pb.WatchFlowResponse | None:
-        if page.delete_time is not None:
-            return self._end(pb.WATCH_END_REASON_FLOW_DELETED, "the flow was deleted")
-        if page.ended:
-            return self._end(pb.WATCH_END_REASON_FLOW_TERMINAL, "the flow has ended, and everything up to its end was delivered")
-        if self._all._draining:
-            return self._end(pb.WATCH_END_REASON_DRAINING, f"the server is stopping: resume after revision {self._position}")
-        if old:
-            return self._end(pb.WATCH_END_REASON_MAX_AGE, f"the stream is old: resume after revision {self._position}")
-        return None
 
-    def _end(self, reason: pb.WatchEndReason.ValueType, text: str) -> pb.WatchFlowResponse:
-        return pb.WatchFlowResponse(revision=self._position, end=pb.WatchEnd(reason=reason, message=text))
+def _kinds(fields: Fields, given: Sequence[int]) -> frozenset[EventKind]:
+    if len(given) > KINDS:
+        fields.wrong("kinds", f"has {len(given)}, the limit is {KINDS}")
+        return frozenset()
+    return frozenset(fields.member(f"kinds[{at}]", number, EventKind) for at, number in enumerate(given))
+
+
+def _phases(fields: Fields, given: Sequence[str]) -> frozenset[str]:
+    if len(given) > PHASES:
+        fields.wrong("phases", f"has {len(given)}, the limit is {PHASES}")
+        return frozenset()
+    if sum(len(name.encode()) + 1 for name in given) > PHASES_BYTES:
+        fields.wrong("phases", f"has more than {PHASES_BYTES} bytes of names")
+    return frozenset(fields.required(f"phases[{at}]", name, PHASE_LENGTH) for at, name in enumerate(given))

@@ -61,6 +61,15 @@ class LimitExceeded(FlowError):
         super().__init__(f"{what} is {actual}, the limit is {limit}", field=what, limit=limit, actual=actual)
 
 
+class QuotaExceeded(FlowError):
+    """The tenant has as many of something as it may."""
+
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, what: str, limit: int, actual: int) -> None:
+        super().__init__(f"{what}: {actual}, the limit is {limit}", quota=what, limit=limit, actual=actual)
+
+
 class FlowNotFound(FlowError):
     """The tenant has no such flow."""
 
@@ -218,6 +227,25 @@ class RevisionCompacted(FlowError):
             oldest_revision=oldest,
             head_revision=head,
         )
+        self.oldest = oldest
+
+
+class PositionCompacted(FlowError):
+    """Events after a position in the tenant's feed are no longer kept."""
+
+    reason = "POSITION_COMPACTED"
+
+    def __init__(self) -> None:
+        super().__init__("events after this position are no longer kept: read the flows as they are, and start anew")
+
+
+class PositionInFuture(FlowError):
+    """A position in the tenant's feed is ahead of what is stored."""
+
+    reason = "POSITION_IN_FUTURE"
+
+    def __init__(self) -> None:
+        super().__init__("the feed has not come to this position, so the database was set back: read the flows as they are, and start anew")
 
 
 class HistoryDamaged(FlowError):
@@ -242,6 +270,15 @@ class StoreUnavailable(FlowError):
     """PostgreSQL is away or too busy; nothing can be said of a write that was under way, its request id makes a retry safe."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class StreamStalled(FlowError):
+    """Whoever asked for a stream does not take what it says."""
+
+    reason = "STREAM_STALLED"
+
+    def __init__(self) -> None:
+        super().__init__("the stream is old, and nothing was taken from it for a while: resume")
 
 
 class Draining(FlowError):

@@ -158,3 +158,5 @@ class Event:
     status: FlowStatus
     progress: float
     progress_regressed: bool
+    # The flow's after the commit, so that an event can be picked by them without the flow.
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)

@@ -142,7 +142,8 @@ def _commit(
     after = _committed(draft, flow)
     said = summary(after)
     regressed = flow.revision > 0 and said.progress < flow_progress(flow)
-    event = Event(after.revision, after.update_time, after.updated_by, tuple(draft.facts), said.status, said.progress, regressed)
+    told = tuple(draft.facts)
+    event = Event(after.revision, after.update_time, after.updated_by, told, said.status, said.progress, regressed, after.labels)
     return Outcome(after, said, event, draft.written, tuple(draft.activity), draft.removed)
 
 

@@ -59,11 +59,13 @@ ENVIRONMENT: dict[str, str] = {
 }
 # Who may catch everything, how often at most, and why.
 CATCH_ALLS: dict[str, tuple[int, str]] = {
-    "services/boundary.py": (3, "one for each kind of call: nothing may pass the boundary as it is"),
+    "services/boundary.py": (4, "one for each kind of call: nothing may pass the boundary as it is"),
     "repository/commits.py": (
         2,
         "the lane that carries commits is a supervised loop: neither a faulty batch nor a faulty flow in it may stop it",
     ),
+    "services/tail.py": (1, "the read that many streams wait for hands every error to each of them"),
+    "services/watch.py": (1, "the sweep is a supervised loop: a look that fails must not be the last"),
     "repository/gathered.py": (2, "the loop that carries reads hands every error to the callers it belongs to, and to nobody else"),
 }
 # asyncpg commits a statement outside a transaction by itself, so whoever can send one commits.

@@ -154,7 +154,7 @@ async def test_every_reference_refuses_a_row_without_its_flow(connection: asyncp
 
 async def test_every_key_refuses_a_second_row(connection: asyncpg.Connection) -> None:
     found = await constraints(connection, "pu")
-    assert len(found) == 23
+    assert len(found) == 24
     for name, table in found.items():
         transaction = connection.transaction()
         await transaction.start()

@@ -48,6 +48,11 @@ DATA_BEFORE: Mapping[str, str] = MappingProxyType(
             INSERT INTO events VALUES ('00000000-0000-0000-0000-00000000000a', '00000000-0000-0000-0000-00000000000b',
                 '00000000-0000-0000-0000-00000000000c', 1, '2026-11-01Z', 'ann', '{}', decode(repeat('00', 32), 'hex'));
         """,
+        "0003": """
+            SELECT set_config('flowledger.tenants', '00000000-0000-0000-0000-00000000000a/00000000-0000-0000-0000-00000000000b', false);
+            INSERT INTO events VALUES ('00000000-0000-0000-0000-00000000000a', '00000000-0000-0000-0000-00000000000b',
+                '00000000-0000-0000-0000-00000000000c', 2, '2026-11-02Z', 'ann', '{}', decode(repeat('00', 32), 'hex'), 2, NULL);
+        """,
     }
 )
 
@@ -125,7 +130,8 @@ async def test_each_migration_goes_up_over_data(postgres: Cluster, template: str
         assert await connection.fetchval("SELECT (client_account_id, create_time = '2026-11-01Z')::text FROM tenants") == (
             "(00000000-0000-0000-0000-00000000000a,t)"
         )
-        assert await connection.fetchval("SELECT (format, content_sha256, body)::text FROM events") == "(1,,{})"
+        found = await connection.fetch("SELECT (format, content_sha256, body, position)::text FROM events ORDER BY revision")
+        assert [row[0] for row in found] == ["(1,,{},0)", "(2,,{},0)"]
         assert await connection.fetchval("SELECT number FROM documents") == 1
     postgres.run("DROP TABLE neighbour", empty.name)
     assert statements(postgres.dump(empty.name)) == statements(postgres.dump(template))
@@ -185,11 +191,11 @@ async def test_of_those_who_migrate_at_once_one_does_it(postgres: Cluster, templ
 
 @asynccontextmanager
 async def reading(urls: Urls) -> AsyncIterator[None]:
-    """A transaction that has read flows and is not over."""
+    """A transaction that has read flows and events, and is not over."""
     async with superuser(urls.service) as connection:
         transaction = connection.transaction()
         await transaction.start()
-        await connection.fetch("SELECT * FROM flows")
+        await connection.fetch("SELECT FROM flows, events")
         yield
         await transaction.rollback()
 

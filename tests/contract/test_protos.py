@@ -171,7 +171,7 @@ def test_validate_only_is_noted_where_it_is_taken(comments: dict[str, str], meth
 def test_every_reason_in_a_comment_exists_and_has_the_code_before_it(comments: dict[str, str], method: MethodDescriptor) -> None:
     reasons, codes = set(CODES), {code.name for code in CODES.values()}
     code = ""
-    for word in re.findall(r"\b[A-Z][A-Z]*_[A-Z_]+\b|\bABORTED\b", comments[method.name]):
+    for word in re.findall(r"\b[A-Z][A-Z]*_[A-Z_]+\b|\b(?:ABORTED|UNAVAILABLE)\b", comments[method.name]):
         if word in codes:
             code = word
         elif word in reasons:

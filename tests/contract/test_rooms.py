@@ -38,8 +38,8 @@ SEEDED = [
     (source_tree.foreign, "statemachine/flow.py", "from flowledger.v1 import flow_pb2"),
     (source_tree.foreign, "statemachine/flow.py", "import sqlalchemy as sa"),
     (source_tree.foreign, "repository/flows.py", "from flowledger.v1 import flow_pb2"),
-    (source_tree.foreign, "services/watch.py", "import asyncpg.exceptions"),
-    (source_tree.foreign, "services/watch.py", "from sqlalchemy import select"),
+    (source_tree.foreign, "services/flow_service.py", "import asyncpg.exceptions"),
+    (source_tree.foreign, "services/flow_service.py", "from sqlalchemy import select"),
     (source_tree.foreign, "app.py", "import redis.asyncio"),
     (source_tree.purity, "statemachine/flow.py", "async def apply(): ..."),
     (source_tree.purity, "statemachine/flow.py", "from datetime import datetime\nx = datetime.now()"),
@@ -47,15 +47,15 @@ SEEDED = [
     (source_tree.purity, "statemachine/flow.py", "text = open('x').read()"),
     (source_tree.aborts, "services/flow_service.py", "async def Get(self, context):\n    await context.abort(5, 'no')"),
     (source_tree.aborts, "app.py", "def stop(context):\n    context.set_code(5)"),
-    (source_tree.catch_alls, "services/watch.py", "try:\n    pass\nexcept Exception:\n    pass"),
-    (source_tree.catch_alls, "services/watch.py", "try:\n    pass\nexcept (OSError, BaseException):\n    pass"),
+    (source_tree.catch_alls, "services/flow_service.py", "try:\n    pass\nexcept Exception:\n    pass"),
+    (source_tree.catch_alls, "services/flow_service.py", "try:\n    pass\nexcept (OSError, BaseException):\n    pass"),
     (source_tree.catch_alls, "repository/flows.py", "try:\n    pass\nexcept:\n    x = 1"),
     (source_tree.catch_alls, "repository/commits.py", 3 * "try:\n    pass\nexcept Exception:\n    x = 1\n"),
     (source_tree.environment, "app.py", "import os\nx = os.environ['PATH']"),
     (source_tree.environment, "repository/database.py", "from os import getenv"),
     (source_tree.commits, "repository/commits.py", "async def put(connection):\n    await connection.execute('DELETE')"),
     (source_tree.commits, "repository/flows.py", "async def put(connection):\n    async with connection.transaction():\n        pass"),
-    (source_tree.commits, "services/watch.py", "async def put(session):\n    await session.commit()"),
+    (source_tree.commits, "services/flow_service.py", "async def put(session):\n    await session.commit()"),
 ]
 
 
@@ -82,7 +82,7 @@ def test_every_rule_has_a_seeded_violation() -> None:
     ],
 )
 def test_what_is_allowed_passes_every_rule(text: str) -> None:
-    assert [sentence for rule in RULES for sentence in rule(parsed("services/watch.py", text))] == []
+    assert [sentence for rule in RULES for sentence in rule(parsed("services/flow_service.py", text))] == []
 
 
 def test_every_room_that_is_allowed_something_exists() -> None:

@@ -29,6 +29,7 @@ _numbers = count(1)
 # What only the migration says: who may, what binds them, and how a column is kept. The tests below look at each by itself.
 _ELSEWHERE = re.compile(
     r"ROW LEVEL SECURITY|CREATE POLICY|^GRANT|^REVOKE|OWNER TO|SET STORAGE|^SET |^SELECT pg_catalog|^\\|alembic_version"
+    r"|^CREATE FUNCTION|^CREATE TRIGGER"
 )
 
 

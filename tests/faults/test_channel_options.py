@@ -14,8 +14,7 @@ import grpc
 import pytest
 
 from server import app
-from server.statemachine.values import FlowKey
-from server.wakeups import LocalWakeups
+from server.services.flow_watch import FlowWatch
 from tests.conftest import Urls, settings
 from tests.tenancy import Tenancy
 
@@ -33,7 +32,8 @@ from flowledger.v1.flow_service_pb2_grpc import FlowServiceStub
 address, flow_id, account, engagement = sys.argv[1:]
 metadata = (("x-client-account-id", account), ("x-engagement-id", engagement), ("x-user-id", "ada"))
 for message in FlowServiceStub(grpc.insecure_channel(address)).WatchFlow(pb.WatchFlowRequest(flow_id=flow_id), metadata=metadata):
-    print(message.revision, flush=True)
+    if message.revision:
+        print(message.revision, flush=True)
 """
 
 
@@ -84,17 +84,15 @@ def _standing_client(address: str, tenancy: Tenancy, flow_id: str) -> Iterator[s
 
 
 async def test_on_idle_streams_a_dead_peer_is_noticed_and_one_that_pings_often_is_kept(urls: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
-    hear, gone = LocalWakeups.hear, asyncio.Event()
+    run, gone = FlowWatch.run, asyncio.Event()
 
-    @contextmanager
-    def noticing(self: LocalWakeups, key: FlowKey) -> Iterator[asyncio.Event]:
+    async def noticing(self: FlowWatch) -> None:
         try:
-            with hear(self, key) as moved:
-                yield moved
+            await run(self)
         finally:
             gone.set()
 
-    monkeypatch.setattr(LocalWakeups, "hear", noticing)
+    monkeypatch.setattr(FlowWatch, "run", noticing)
     async with _serving(urls, watch_heartbeat_seconds=300) as (server, tenancy):
         flow_id = (await tenancy.create()).flow_id
         with _standing_client(server.address, tenancy, flow_id) as client:
@@ -103,6 +101,7 @@ async def test_on_idle_streams_a_dead_peer_is_noticed_and_one_that_pings_often_i
             async with grpc.aio.insecure_channel(server.address, options=PINGING) as pinging:
                 watch = tenancy.on(pinging).watch(flow_id)
                 messages = aiter(watch)
+                assert (await anext(messages)).opened.head_revision == 1
                 assert (await anext(messages)).revision == 1
                 client.send_signal(signal.SIGSTOP)  # its kernel goes on to acknowledge what is sent; nobody answers a ping
                 started = time.monotonic()
@@ -113,3 +112,15 @@ async def test_on_idle_streams_a_dead_peer_is_noticed_and_one_that_pings_often_i
                 assert not ended, "a client that pings within the rules was cut off"
                 await tenancy.call("CancelFlow", flow_id=flow_id)
                 assert (await kept).event.revision == 2
+
+
+async def test_streams_that_all_come_at_once_are_all_taken(urls: Urls) -> None:
+    count = 2500
+    async with _serving(urls) as (_, tenancy):
+        flow_id = (await tenancy.create()).flow_id
+        calls = [tenancy.watch(flow_id) for _ in range(count)]
+        async with asyncio.timeout(60):
+            first = await asyncio.gather(*(call.read() for call in calls))
+        assert [message.WhichOneof("message") for message in first] == ["opened"] * count
+        for call in calls:
+            call.cancel()

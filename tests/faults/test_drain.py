@@ -144,12 +144,13 @@ async def test_sigterm_ends_a_watch_with_draining_and_it_goes_on_elsewhere(urls:
         tenancy = Tenancy.fresh(channel)
         flow_id = (await tenancy.create()).flow_id
         watch = aiter(tenancy.watch(flow_id))
+        assert (await anext(watch)).opened.head_revision == 1
         assert (await anext(watch)).snapshot.flow.revision == 1
         first.terminate()
         (end,) = await _collected(watch)
         assert (end.revision, end.end.reason) == (1, pb.WATCH_END_REASON_DRAINING)
         tenancy = tenancy.on(elsewhere)
         await tenancy.call("CancelFlow", flow_id=flow_id)
-        event, end = await _collected(tenancy.watch(flow_id, start=pb.WATCH_START_AFTER_REVISION, after_revision=end.revision))
+        _, event, end = await _collected(tenancy.watch(flow_id, start=pb.WATCH_START_AFTER_REVISION, after_revision=end.revision))
         assert (event.event.revision, end.end.reason) == (2, pb.WATCH_END_REASON_FLOW_TERMINAL)
         assert await first.exit_code() == 0

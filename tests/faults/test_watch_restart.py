@@ -148,6 +148,7 @@ async def test_a_watch_on_one_server_sees_what_is_written_through_another(urls: 
         flow_id = (await tenancy.create()).flow_id
         stream = aiter(tenancy.on(here).watch(flow_id))
         async with asyncio.timeout(20):
+            assert (await anext(stream)).opened.head_revision == 1
             assert (await anext(stream)).revision == 1
             for revision in range(2, 12):
                 await tenancy.call("UpdateFlow", flow_id=flow_id, update={"display_name": f"{revision}"})

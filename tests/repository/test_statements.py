@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import BigInteger, bindparam, func, select
 
 from server.repository.events import Narrowing
+from server.repository.feed import Cursor, Feed
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows
 from server.repository.history import History
@@ -94,6 +95,8 @@ async def exercise(store: Store, tenant: Tenant) -> None:
     await store.flows.document(tenant, flow_id, STATE)
     await store.history(tenant, flow_id)
     await store.events.span(tenant, flow_id)
+    await store.events.moved({FlowKey(tenant, flow_id): 1})
+    await Feed(store.database).page(tenant, Cursor(0), 10)
     await store.events.narrowed(tenant, flow_id, 0, 10, Narrowing(EventFilter(frozenset({EventKind.HOLD_CHANGED})), "ann"))
     await answered(store.database, tenant, request())
     for order in ("", "display_name", "update_time desc"):

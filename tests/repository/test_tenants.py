@@ -13,6 +13,7 @@ import pytest
 from server.repository import requests
 from server.repository.commits import Commits
 from server.repository.events import Events, Narrowing
+from server.repository.feed import Cursor, Feed
 from server.repository.filter import parse, parse_order
 from server.repository.flows import DeletedFlows, Flows
 from server.repository.history import History
@@ -124,6 +125,20 @@ async def span(store: Store, owned: Owned, asker: Tenant) -> None:
         await store.events.span(asker, owned.flow_id)
 
 
+async def moved(store: Store, owned: Owned, asker: Tenant) -> None:
+    assert await store.events.moved({FlowKey(asker, owned.flow_id): 0}) == []
+
+
+async def feed_page(store: Store, owned: Owned, asker: Tenant) -> None:
+    feed = Feed(store.database)
+    for after in (Cursor(0), Cursor(0, owned.flow_id, 1)):
+        found = await feed.page(asker, after, 100)
+        assert (found.entries, found.removed, found.held_since) == ((), -1, None)
+    same_id = await store.commit(store.birth(asker, flow_id=owned.flow_id))
+    (entry,) = (await feed.page(asker, Cursor(0), 100)).entries
+    assert (entry.stored.event, entry.flow.tenant) == (same_id.event, asker)
+
+
 async def event_page(store: Store, owned: Owned, asker: Tenant) -> None:
     with pytest.raises(FlowNotFound):
         await store.events.page(asker, owned.flow_id, 0, 100)
@@ -194,7 +209,9 @@ CASES: dict[str, Case] = {
     "Flows.page": page,
     "Events.span": span,
     "Events.page": event_page,
+    "Events.moved": moved,
     "Events.narrowed": narrowed,
+    "Feed.page": feed_page,
     "Commits.commit": commit,
     "Commits.rehearse": rehearse,
     "Commits.commit_together": commit_together,
@@ -221,7 +238,7 @@ def _told_a_tenant(parameters: Iterable[inspect.Parameter]) -> bool:
 
 
 def test_every_function_that_is_told_a_tenant_has_a_case() -> None:
-    assert set(CASES) == of_tenants(Flows, Events, History, Commits, requests)
+    assert set(CASES) == of_tenants(Flows, Events, Feed, History, Commits, requests)
 
 
 def test_a_new_function_would_be_missed() -> None:

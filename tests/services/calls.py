@@ -147,6 +147,7 @@ CALLS: Mapping[str, Call] = {
         Call("RevertFlow", _begun, lambda flow_id: {"flow_id": flow_id, "revision": 1, "reason": "a mistake"}),
         Call("ForkFlow", _begun, lambda flow_id: {"flow_id": flow_id, "revision": 1, "display_name": "another way"}),
         Call("WatchFlow", _plain, lambda flow_id: {"flow_id": flow_id}),
+        Call("WatchFlows", _plain, lambda _: {}),
     )
 }
 # What makes a new flow: its answer is about another one than the call was prepared with, if about any.

@@ -112,6 +112,9 @@ def _faults_of(field: FieldDescriptor, steps: tuple[str, ...]) -> Iterator[_Faul
         yield from _map_faults(field, steps, name)
     elif field.message_type is not None:
         yield from _message_faults(field, steps, name)
+    elif field.is_repeated and field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
+        yield from (_Fault(f"{name}+{value}", _extend(steps, field.name, [value])) for value in (0, 99, -1))
+        yield _Fault(f"{name} too many", _extend(steps, field.name, [1] * 101))
     elif field.is_repeated:
         values: Sequence[Any] = _repeated(field)
         yield from (_Fault(f"{name}+{str(value)[:20]!r}", _extend(steps, field.name, [value])) for value in values)

@@ -24,6 +24,7 @@ from tests.cluster import Cluster
 from tests.conftest import Urls, settings
 from tests.services.calls import CALLS
 from tests.services.serving import served
+from tests.services.streams import stalled
 from tests.tenancy import Refusal, Tenancy
 
 MARKER = "sesame-4711"
@@ -139,6 +140,32 @@ async def _revision_in_future(stage: Stage) -> Refusal:
     return await stage.tenancy.refusal("ListFlowEvents", flow_id=flow_id, after_revision=2)
 
 
+async def _position_compacted(stage: Stage) -> Refusal:
+    flow_id = await _moved(stage, "IN_PROGRESS")
+    token = (await CALLS["WatchFlows"].send(stage.tenancy, flow_id, start="WATCH_FLOWS_START_BEGINNING")).resume_token
+    await stage.superuser.execute("DELETE FROM events WHERE flow_id = $1 AND revision < 2", UUID(flow_id))
+    return await CALLS["WatchFlows"].refusal(stage.tenancy, flow_id, resume_token=token)
+
+
+async def _position_in_future(stage: Stage) -> Refusal:
+    async with stage.own_server() as (_, tenancy, urls):
+        token = (await CALLS["WatchFlows"].send(tenancy, "")).resume_token
+        stage.postgres.run("UPDATE installation SET position_base = -1000000", urls.name)
+        return await CALLS["WatchFlows"].refusal(tenancy, "", resume_token=token)
+
+
+async def _quota_exceeded(stage: Stage) -> Refusal:
+    async with stage.own_server(streams_per_tenant=1) as (_, tenancy, _urls):
+        flow_id = (await tenancy.create()).flow_id
+        stream = tenancy.watch(flow_id)
+        await anext(aiter(stream))
+        refusal = await CALLS["WatchFlows"].refusal(tenancy, flow_id)
+        other = tenancy.other_engagement()
+        await CALLS["WatchFlow"].send(other, (await other.create()).flow_id)  # each tenant has its own quota
+        stream.cancel()
+        return refusal
+
+
 async def _limit_exceeded(stage: Stage) -> Refusal:
     return await stage.tenancy.refusal("BatchGetFlows", flow_ids=[str(uuid4())] * 101)
 
@@ -150,7 +177,7 @@ async def _no_caller(stage: Stage) -> Refusal:
 
 
 async def _store_unavailable(stage: Stage) -> Refusal:
-    async with stage.own_server(statement_timeout_seconds=0.1) as (_, tenancy, urls):
+    async with stage.own_server(statement_timeout_seconds=1.0) as (_, tenancy, urls):
         flow = await tenancy.create()
         blocker = await asyncpg.connect(stage.postgres.url(urls.name, "postgres"))
         async with blocker.transaction():
@@ -166,6 +193,10 @@ async def _draining(stage: Stage) -> Refusal:
         flow = await tenancy.create()
         server.drain()
         return await tenancy.refusal("GetFlow", flow_id=flow.flow_id)
+
+
+async def _stream_stalled(stage: Stage) -> Refusal:
+    return await stalled(stage.own_urls())
 
 
 async def _deadline_exceeded(stage: Stage) -> Refusal:
@@ -217,9 +248,13 @@ PROVOCATIONS: Mapping[str, Provocation] = {
     "REVISION_COMPACTED": _by(_revision_compacted, "asked_revision oldest_revision head_revision"),
     "HISTORY_DAMAGED": _by(_history_damaged, "revision"),
     "REVISION_IN_FUTURE": _by(_revision_in_future, "asked_revision head_revision"),
+    "POSITION_COMPACTED": _by(_position_compacted),
+    "POSITION_IN_FUTURE": _by(_position_in_future),
+    "QUOTA_EXCEEDED": _by(_quota_exceeded, "quota limit actual"),
     "LIMIT_EXCEEDED": _by(_limit_exceeded, "field limit actual"),
     "NO_CALLER": _by(_no_caller),
     "STORE_UNAVAILABLE": _by(_store_unavailable, "", "RetryInfo"),
+    "STREAM_STALLED": _by(_stream_stalled, "", "RetryInfo"),
     "DRAINING": _by(_draining, "", "RetryInfo"),
     "DEADLINE_EXCEEDED": _by(_deadline_exceeded),
     "INTERNAL": _by(_internal, "error_id"),

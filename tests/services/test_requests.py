@@ -40,7 +40,7 @@ def _parsed(name: str, body: bytes) -> Any:
 
 
 def test_every_rpc_that_writes_is_here() -> None:
-    reading = {"GetFlow", "BatchGetFlows", "ListFlows", "ListFlowEvents", "DiffFlow", "WatchFlow"}
+    reading = {"GetFlow", "BatchGetFlows", "ListFlows", "ListFlowEvents", "DiffFlow", "WatchFlow", "WatchFlows"}
     assert {*MUTATIONS, "StreamProgress"} == METHODS.keys() - reading
     assert set(GUARDED) == {*MUTATIONS} - {*BIRTHS, "BatchUpdateFlows"}
     assert set(REHEARSABLE) == {

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from flowledger.v1 import flow_pb2
 
 from tests.services.calls import CALLS, METHODS, MUTATIONS, flow_and_event
 from tests.tenancy import Refusal, Tenancy
@@ -19,7 +20,7 @@ STRANGERS: dict[str, Callable[[Tenancy], Tenancy]] = {
     "account and engagement exchanged": lambda owner: replace(owner, account=owner.engagement, engagement=owner.account),
 }
 # These name no flow of somebody else; each has its own test below.
-WITHOUT_A_FLOW = {"CreateFlow", "ListFlows"}
+WITHOUT_A_FLOW = {"CreateFlow", "ListFlows", "WatchFlows"}
 
 strangers = pytest.mark.parametrize("stranger", STRANGERS.values(), ids=[name.replace(" ", "_") for name in STRANGERS])
 
@@ -99,6 +100,38 @@ async def test_a_page_token_is_refused_for_another_tenant(tenancy: Tenancy, stra
         refusal = await other.refusal(name, page_size=1, page_token=token, **fields)
         assert (refusal.reason, list(refusal.violations)) == ("INVALID_REQUEST", ["page_token"])
         await tenancy.call(name, page_size=1, page_token=token, **fields)
+
+
+@strangers
+async def test_a_watch_of_all_flows_tells_nothing_of_another_tenants(tenancy: Tenancy, stranger: Callable[[Tenancy], Tenancy]) -> None:
+    other = stranger(tenancy)
+    mine = await tenancy.create()
+    theirs = await other.create(flow_id=mine.flow_id)
+    await other.move(mine.flow_id, "data_import", "IN_PROGRESS")
+    await tenancy.call("CancelFlow", flow_id=mine.flow_id)
+    for owner, states in ((tenancy, ["INITIALIZED", "CANCELLED"]), (other, ["INITIALIZED", "DATA_GATHERING"])):
+        for filter_ in ("", "type = discovery OR NOT type = discovery"):
+            stream = owner.watch_all(filter=filter_, start="WATCH_FLOWS_START_BEGINNING")
+            messages = aiter(stream)
+            assert (await anext(messages)).HasField("opened")
+            changes = [(await anext(messages)).change for _ in states]
+            stream.cancel()
+            assert [flow_pb2.FlowStatus.Name(change.event.status) for change in changes] == [f"FLOW_STATUS_{state}" for state in states]
+            child = (mine if owner is tenancy else theirs).children[0].child_flow_id
+            assert changes[0].event.changes[1].child_started.child_flow_id == child
+
+
+@strangers
+async def test_a_resume_token_is_refused_for_another_tenant(tenancy: Tenancy, stranger: Callable[[Tenancy], Tenancy]) -> None:
+    other = stranger(tenancy)
+    flow_id = (await tenancy.create()).flow_id
+    await other.create(flow_id=flow_id)
+    for name in ("WatchFlow", "WatchFlows"):
+        token = (await CALLS[name].send(tenancy, flow_id)).resume_token
+        assert token
+        refusal = await CALLS[name].refusal(other, flow_id, resume_token=token)
+        assert (refusal.reason, list(refusal.violations)) == ("INVALID_REQUEST", ["resume_token"])
+        await CALLS[name].send(tenancy, flow_id, resume_token=token)
 
 
 @strangers

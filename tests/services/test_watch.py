@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -13,103 +11,38 @@ import pytest
 from flowledger.v1 import flow_pb2
 from flowledger.v1 import flow_service_pb2 as pb
 
-from server import app
-from server.statemachine.values import FlowKey
-from server.wakeups import LocalWakeups
-from tests.conftest import Urls, settings
-from tests.tenancy import Refusal, Tenancy
+from server.services.flow_watch import FlowTail
+from tests.conftest import Urls
+from tests.services.streams import Stream, complete, kinds, own_server, rename
+from tests.tenancy import Tenancy
 
-SECONDS = 20.0
 # Within this many seconds an idle stream would have said something, had it anything to say: a poll and a good deal more.
 QUIET_SECONDS = 0.5
-PHASES = (
-    "data_import",
-    "field_mapping",
-    "data_cleansing",
-    "asset_creation",
-    "asset_inventory",
-    "dependency_analysis",
-    "tech_debt_analysis",
-)
-
-
-class Stream:
-    """A watch, read message by message with a deadline."""
-
-    def __init__(self, tenancy: Tenancy, flow_id: str, **fields: Any) -> None:
-        self.call = tenancy.watch(flow_id, **fields)
-        self._messages = aiter(self.call)
-
-    async def next(self) -> pb.WatchFlowResponse:
-        """The next message."""
-        async with asyncio.timeout(SECONDS):
-            found: pb.WatchFlowResponse = await anext(self._messages)
-            return found
-
-    async def rest(self) -> list[pb.WatchFlowResponse]:
-        """Everything until the service ends the stream."""
-        async with asyncio.timeout(SECONDS):
-            return [message async for message in self._messages]
-
-    async def until(self, revision: int) -> list[pb.WatchFlowResponse]:
-        """Every message up to the one of that revision."""
-        found = [await self.next()]
-        while found[-1].revision < revision:
-            found.append(await self.next())
-        return found
-
-    async def refusal(self) -> Refusal:
-        """The error that the stream ends with."""
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            await self.rest()
-        return Refusal.of(ended.value)
 
 
 @pytest.fixture
-def listening(monkeypatch: pytest.MonkeyPatch) -> dict[str, asyncio.Event]:
-    """Whether somebody listens for hints: ``some`` and ``none`` are raised as it changes."""
+def following(monkeypatch: pytest.MonkeyPatch) -> dict[str, asyncio.Event]:
+    """Whether some flow is followed: ``some`` and ``none`` are raised as it changes."""
     heard = {"some": asyncio.Event(), "none": asyncio.Event()}
-    hear, number = LocalWakeups.hear, 0
+    begin, close = FlowTail.__init__, FlowTail.close
+    number = 0
 
-    @contextmanager
-    def counted(self: LocalWakeups, key: FlowKey) -> Iterator[asyncio.Event]:
+    def begun(self: FlowTail, *arguments: Any) -> None:
         nonlocal number
         number += 1
         heard["some"].set()
-        try:
-            with hear(self, key) as moved:
-                yield moved
-        finally:
-            number -= 1
-            if number == 0:
-                heard["none"].set()
+        begin(self, *arguments)
 
-    monkeypatch.setattr(LocalWakeups, "hear", counted)
+    def closed(self: FlowTail) -> None:
+        nonlocal number
+        number -= 1
+        if number == 0:
+            heard["none"].set()
+        close(self)
+
+    monkeypatch.setattr(FlowTail, "__init__", begun)
+    monkeypatch.setattr(FlowTail, "close", closed)
     return heard
-
-
-@asynccontextmanager
-async def _own_server(urls: Urls, **more: object) -> AsyncIterator[tuple[Tenancy, app.Server]]:
-    async with app.running(settings(urls, **more)) as server, grpc.aio.insecure_channel(server.address) as channel:
-        yield Tenancy.fresh(channel), server
-
-
-def _kinds(messages: list[pb.WatchFlowResponse]) -> list[tuple[str | None, int]]:
-    return [(message.WhichOneof("message"), message.revision) for message in messages]
-
-
-async def _rename(tenancy: Tenancy, flow_id: str, *names: str) -> None:
-    for name in names:
-        await tenancy.call("UpdateFlow", flow_id=flow_id, update={"display_name": name})
-
-
-async def _complete(tenancy: Tenancy, flow_id: str) -> int:
-    """The revision at which the discovery flow is COMPLETED."""
-    for phase in PHASES:
-        states = ["IN_PROGRESS", *(["WAITING_APPROVAL"] if phase == "field_mapping" else []), "COMPLETED"]
-        response = await tenancy.move(flow_id, phase, *states)
-    assert response.flow.status == flow_pb2.FLOW_STATUS_COMPLETED
-    return int(response.flow.revision)
 
 
 # ---- where it starts ----------------------------------------------------------------------------------------------------------------
@@ -118,7 +51,7 @@ async def _complete(tenancy: Tenancy, flow_id: str) -> int:
 @pytest.mark.parametrize("start", [{}, {"start": pb.WATCH_START_SNAPSHOT}])
 async def test_by_default_a_watch_begins_with_a_snapshot_and_goes_on_with_events(tenancy: Tenancy, start: dict[str, Any]) -> None:
     flow = await tenancy.create()
-    await _rename(tenancy, flow.flow_id, "two")
+    await rename(tenancy, flow.flow_id, "two")
     stream = Stream(tenancy, flow.flow_id, **start)
     snapshot = await stream.next()
     assert (snapshot.revision, snapshot.snapshot.skipped) == (2, 0)
@@ -131,22 +64,22 @@ async def test_by_default_a_watch_begins_with_a_snapshot_and_goes_on_with_events
 @pytest.mark.parametrize("after", [0, 1, 3, 5])
 async def test_a_watch_after_a_revision_delivers_each_later_event_as_the_list_has_it(tenancy: Tenancy, after: int) -> None:
     flow_id = (await tenancy.create()).flow_id
-    await _rename(tenancy, flow_id, "two", "three", "four")
+    await rename(tenancy, flow_id, "two", "three", "four")
     await tenancy.call("CancelFlow", flow_id=flow_id)
     listed = (await tenancy.call("ListFlowEvents", flow_id=flow_id)).events
     *events, end = await Stream(tenancy, flow_id, start=pb.WATCH_START_AFTER_REVISION, after_revision=after).rest()
     assert [message.event for message in events] == list(listed)[after:]
     assert [message.revision for message in events] == list(range(after + 1, 6))
-    assert _kinds([end]) == [("end", 5)]
+    assert kinds([end]) == [("end", 5)]
 
 
 async def test_a_watch_from_now_says_where_now_is_and_tells_nothing_older(tenancy: Tenancy) -> None:
     flow_id = (await tenancy.create()).flow_id
-    await _rename(tenancy, flow_id, "two", "three")
+    await rename(tenancy, flow_id, "two", "three")
     stream = Stream(tenancy, flow_id, start=pb.WATCH_START_NOW)
     position = await stream.next()
-    await _rename(tenancy, flow_id, "four")
-    assert _kinds([position, await stream.next()]) == [("heartbeat", 3), ("event", 4)]
+    await rename(tenancy, flow_id, "four")
+    assert kinds([position, await stream.next()]) == [("heartbeat", 3), ("event", 4)]
 
 
 async def test_a_watch_after_a_revision_that_the_flow_has_not_reached_is_refused(tenancy: Tenancy) -> None:
@@ -192,9 +125,9 @@ async def test_a_malformed_watch_is_refused_by_the_name_of_its_field(tenancy: Te
 async def test_every_revision_arrives_once_and_in_order_while_many_write(tenancy: Tenancy) -> None:
     flow_id = (await tenancy.create()).flow_id
     stream = Stream(tenancy, flow_id, start=pb.WATCH_START_AFTER_REVISION)
-    await asyncio.gather(*(_rename(tenancy, flow_id, f"{at}", f"{at} again") for at in range(100)))
+    await asyncio.gather(*(rename(tenancy, flow_id, f"{at}", f"{at} again") for at in range(100)))
     messages = await stream.until(201)
-    assert _kinds(messages) == [("event", revision) for revision in range(1, 202)]
+    assert kinds(messages) == [("event", revision) for revision in range(1, 202)]
     assert [message.event.revision for message in messages] == list(range(1, 202))
 
 
@@ -208,7 +141,7 @@ async def test_a_slow_consumer_gets_everything(tenancy: Tenancy) -> None:
     progress = {"phase": "data_import", "fraction": 0.5, "message": words}
     await asyncio.gather(*(tenancy.call("ReportProgress", flow_id=flow_id, progress=progress) for _ in range(400)))
     messages = await stream.until(402)
-    assert _kinds(messages) == [("event", revision) for revision in range(3, 403)]
+    assert kinds(messages) == [("event", revision) for revision in range(3, 403)]
     assert {message.event.changes[0].phase.reason for message in messages} == {words}
 
 
@@ -217,7 +150,7 @@ async def test_latest_only_skips_what_was_passed_over_and_ends_on_the_newest_sta
     stream = Stream(tenancy, flow_id, delivery=pb.WATCH_DELIVERY_LATEST_ONLY)
     first = await stream.next()
     assert (first.revision, first.snapshot.skipped) == (1, 0)
-    await asyncio.gather(*(_rename(tenancy, flow_id, f"{at}") for at in range(200)))
+    await asyncio.gather(*(rename(tenancy, flow_id, f"{at}") for at in range(200)))
     await tenancy.call("CancelFlow", flow_id=flow_id)
     *messages, end = await stream.rest()
     assert {message.WhichOneof("message") for message in messages} == {"snapshot"}
@@ -232,7 +165,7 @@ async def test_latest_only_skips_what_was_passed_over_and_ends_on_the_newest_sta
 
 async def test_latest_only_after_a_revision_counts_what_lies_between(tenancy: Tenancy) -> None:
     flow_id = (await tenancy.create()).flow_id
-    await _rename(tenancy, flow_id, "two", "three", "four")
+    await rename(tenancy, flow_id, "two", "three", "four")
     latest = {"delivery": pb.WATCH_DELIVERY_LATEST_ONLY, "start": pb.WATCH_START_AFTER_REVISION}
     message = await Stream(tenancy, flow_id, after_revision=1, **latest).next()
     assert (message.revision, message.snapshot.skipped) == (4, 2)
@@ -252,18 +185,18 @@ async def test_heartbeats_come_only_when_idle_and_carry_the_position(tenancy: Te
     flow_id = (await tenancy.create()).flow_id
     stream = Stream(tenancy, flow_id, heartbeat_interval={"seconds": 1})
     loop = asyncio.get_running_loop()
-    assert _kinds([await stream.next()]) == [("snapshot", 1)]
+    assert kinds([await stream.next()]) == [("snapshot", 1)]
     spoken = loop.time()
-    assert _kinds([await stream.next()]) == [("heartbeat", 1)]
+    assert kinds([await stream.next()]) == [("heartbeat", 1)]
     assert 0.9 <= loop.time() - spoken < 2.5
     # As long as there is something to say no heartbeat is sent, and the second of silence begins anew.
     spoken = loop.time()
     revision = 1
     while loop.time() - spoken < 1.3:
         revision += 1
-        await _rename(tenancy, flow_id, f"name {revision}")
-        assert _kinds([await stream.next()]) == [("event", revision)]
-    assert _kinds([await stream.next()]) == [("heartbeat", revision)]
+        await rename(tenancy, flow_id, f"name {revision}")
+        assert kinds([await stream.next()]) == [("event", revision)]
+    assert kinds([await stream.next()]) == [("heartbeat", revision)]
 
 
 async def test_a_watch_with_nothing_to_say_is_silent_until_its_heartbeat(tenancy: Tenancy) -> None:
@@ -273,8 +206,8 @@ async def test_a_watch_with_nothing_to_say_is_silent_until_its_heartbeat(tenancy
     reading = asyncio.ensure_future(stream.next())
     _, waiting = await asyncio.wait({reading}, timeout=QUIET_SECONDS)
     assert waiting
-    await _rename(tenancy, flow_id, "two")
-    assert _kinds([await reading]) == [("event", 2)]
+    await rename(tenancy, flow_id, "two")
+    assert kinds([await reading]) == [("event", 2)]
 
 
 # ---- how it ends --------------------------------------------------------------------------------------------------------------------
@@ -287,7 +220,7 @@ async def test_a_watch_ends_when_the_flow_has_ended(tenancy: Tenancy, ending: st
     stream = Stream(tenancy, flow_id, delivery=delivery)
     match ending:
         case "COMPLETED":
-            head = await _complete(tenancy, flow_id)
+            head = await complete(tenancy, flow_id)
         case "FAILED":
             await tenancy.move(flow_id, "data_import", "IN_PROGRESS")
             failed = {"phase": "data_import", "to": "PHASE_STATE_FAILED", "failure": {"code": "FAILURE_CODE_DATA_VALIDATION_FAILED"}}
@@ -308,7 +241,7 @@ async def test_a_watch_of_a_flow_that_ended_before_tells_all_and_ends(tenancy: T
     await tenancy.call("CancelFlow", flow_id=flow_id)
     resumed = await Stream(tenancy, flow_id, start=pb.WATCH_START_AFTER_REVISION, after_revision=2).rest()
     assert [message.end.reason for message in resumed] == [pb.WATCH_END_REASON_FLOW_TERMINAL]
-    assert _kinds(await Stream(tenancy, flow_id).rest()) == [("snapshot", 2), ("end", 2)]
+    assert kinds(await Stream(tenancy, flow_id).rest()) == [("snapshot", 2), ("end", 2)]
 
 
 async def test_a_watch_ends_when_the_flow_is_deleted(tenancy: Tenancy) -> None:
@@ -322,20 +255,20 @@ async def test_a_watch_ends_when_the_flow_is_deleted(tenancy: Tenancy) -> None:
 
 
 async def test_a_watch_that_is_too_old_ends_resumably(urls: Urls) -> None:
-    async with _own_server(urls, watch_max_age_seconds=1) as (tenancy, _):
+    async with own_server(urls, watch_max_age_seconds=1) as (tenancy, _):
         flow_id = (await tenancy.create()).flow_id
         stream = Stream(tenancy, flow_id)
         await stream.next()
-        await _rename(tenancy, flow_id, "two")
+        await rename(tenancy, flow_id, "two")
         event, end = await stream.rest()
         assert (event.revision, end.revision, end.end.reason) == (2, 2, pb.WATCH_END_REASON_MAX_AGE)
-        await _rename(tenancy, flow_id, "three")
+        await rename(tenancy, flow_id, "three")
         resumed = Stream(tenancy, flow_id, start=pb.WATCH_START_AFTER_REVISION, after_revision=end.revision)
-        assert _kinds([await resumed.next()]) == [("event", 3)]
+        assert kinds([await resumed.next()]) == [("event", 3)]
 
 
 async def test_a_watch_too_old_delivers_what_there_is_before_it_ends(urls: Urls) -> None:
-    async with _own_server(urls, watch_max_age_seconds=1) as (tenancy, _):
+    async with own_server(urls, watch_max_age_seconds=1) as (tenancy, _):
         flow_id = (await tenancy.create()).flow_id
         await tenancy.move(flow_id, "data_import", "IN_PROGRESS")
         progress = {"phase": "data_import", "fraction": 0.5, "message": "x" * 2000}
@@ -349,12 +282,12 @@ async def test_a_watch_too_old_delivers_what_there_is_before_it_ends(urls: Urls)
 
 
 async def test_a_draining_server_ends_its_watches_with_everything_told(urls: Urls) -> None:
-    async with _own_server(urls, watch_poll_seconds=60) as (tenancy, server):
+    async with own_server(urls, watch_poll_seconds=60) as (tenancy, server):
         flow_id = (await tenancy.create()).flow_id
         streams = [Stream(tenancy, flow_id) for _ in range(3)]
         for stream in streams:
             await stream.next()
-        await _rename(tenancy, flow_id, "two")
+        await rename(tenancy, flow_id, "two")
         server.drain()
         for stream in streams:
             event, end = await stream.rest()
@@ -364,42 +297,42 @@ async def test_a_draining_server_ends_its_watches_with_everything_told(urls: Url
 # ---- hints --------------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_client_that_leaves_frees_its_subscription(urls: Urls, listening: dict[str, asyncio.Event]) -> None:
-    async with _own_server(urls, watch_poll_seconds=60) as (tenancy, _):
+async def test_a_client_that_leaves_frees_its_subscription(urls: Urls, following: dict[str, asyncio.Event]) -> None:
+    async with own_server(urls, watch_poll_seconds=60) as (tenancy, _):
         flow_id = (await tenancy.create()).flow_id
         streams = [Stream(tenancy, flow_id) for _ in range(5)]
         for stream in streams:
             await stream.next()
-        assert listening["some"].is_set()
+        assert following["some"].is_set()
         for stream in streams[1:]:
             stream.call.cancel()
-        await _rename(tenancy, flow_id, "two")
-        assert _kinds([await streams[0].next()]) == [("event", 2)]
-        assert not listening["none"].is_set()
+        await rename(tenancy, flow_id, "two")
+        assert kinds([await streams[0].next()]) == [("event", 2)]
+        assert not following["none"].is_set()
         streams[0].call.cancel()
         async with asyncio.timeout(5):
-            await listening["none"].wait()
+            await following["none"].wait()
 
 
-async def test_a_client_that_leaves_without_reading_frees_its_subscription(urls: Urls, listening: dict[str, asyncio.Event]) -> None:
-    async with _own_server(urls, watch_poll_seconds=60) as (tenancy, server):
+async def test_a_client_that_leaves_without_reading_frees_its_subscription(urls: Urls, following: dict[str, asyncio.Event]) -> None:
+    async with own_server(urls, watch_poll_seconds=60) as (tenancy, server):
         flow_id = (await tenancy.create()).flow_id
         await tenancy.move(flow_id, "data_import", "IN_PROGRESS")
         progress = {"phase": "data_import", "fraction": 0.5, "message": "x" * 2000}
         await asyncio.gather(*(tenancy.call("ReportProgress", flow_id=flow_id, progress=progress) for _ in range(200)))
         async with grpc.aio.insecure_channel(server.address) as channel:
             await Stream(tenancy.on(channel), flow_id, start=pb.WATCH_START_AFTER_REVISION).next()
-            assert listening["some"].is_set()
-            assert not listening["none"].is_set()
+            assert following["some"].is_set()
+            assert not following["none"].is_set()
         async with asyncio.timeout(5):
-            await listening["none"].wait()
+            await following["none"].wait()
 
 
 async def test_a_hint_brings_an_event_long_before_the_poll(urls: Urls) -> None:
-    async with _own_server(urls, watch_poll_seconds=60) as (tenancy, _):
+    async with own_server(urls, watch_poll_seconds=60) as (tenancy, _):
         flow_id = (await tenancy.create()).flow_id
         stream = Stream(tenancy, flow_id)
         await stream.next()
         for revision in range(2, 20):
-            await _rename(tenancy, flow_id, f"{revision}")
-            assert _kinds([await stream.next()]) == [("event", revision)]
+            await rename(tenancy, flow_id, f"{revision}")
+            assert kinds([await stream.next()]) == [("event", revision)]

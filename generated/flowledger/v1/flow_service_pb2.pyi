@@ -122,6 +122,8 @@ class _WatchEndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchE
     """The stream reached its maximum age. Resume it."""
     WATCH_END_REASON_DRAINING: _WatchEndReason.ValueType  # 4
     """The server is shutting down. Resume elsewhere."""
+    WATCH_END_REASON_COMPACTED: _WatchEndReason.ValueType  # 5
+    """The stream was so far behind that what it had to deliver next is no longer kept. Start again, with a snapshot."""
 
 class WatchEndReason(_WatchEndReason, metaclass=_WatchEndReasonEnumTypeWrapper):
     """Why the service ended a watch."""
@@ -136,7 +138,33 @@ WATCH_END_REASON_MAX_AGE: WatchEndReason.ValueType  # 3
 """The stream reached its maximum age. Resume it."""
 WATCH_END_REASON_DRAINING: WatchEndReason.ValueType  # 4
 """The server is shutting down. Resume elsewhere."""
+WATCH_END_REASON_COMPACTED: WatchEndReason.ValueType  # 5
+"""The stream was so far behind that what it had to deliver next is no longer kept. Start again, with a snapshot."""
 Global___WatchEndReason: _TypeAlias = WatchEndReason  # noqa: Y015
+
+class _WatchFlowsStart:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchFlowsStartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchFlowsStart.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATCH_FLOWS_START_UNSPECIFIED: _WatchFlowsStart.ValueType  # 0
+    """The default: now."""
+    WATCH_FLOWS_START_NOW: _WatchFlowsStart.ValueType  # 1
+    """Only what happens from now on."""
+    WATCH_FLOWS_START_BEGINNING: _WatchFlowsStart.ValueType  # 2
+    """With the oldest event that is kept. What compaction removes before it was delivered ends the stream with COMPACTED."""
+
+class WatchFlowsStart(_WatchFlowsStart, metaclass=_WatchFlowsStartEnumTypeWrapper):
+    """Where a watch of many flows starts."""
+
+WATCH_FLOWS_START_UNSPECIFIED: WatchFlowsStart.ValueType  # 0
+"""The default: now."""
+WATCH_FLOWS_START_NOW: WatchFlowsStart.ValueType  # 1
+"""Only what happens from now on."""
+WATCH_FLOWS_START_BEGINNING: WatchFlowsStart.ValueType  # 2
+"""With the oldest event that is kept. What compaction removes before it was delivered ends the stream with COMPACTED."""
+Global___WatchFlowsStart: _TypeAlias = WatchFlowsStart  # noqa: Y015
 
 @_typing.final
 class CreateFlowRequest(_message.Message):
@@ -1572,14 +1600,30 @@ class WatchFlowRequest(_message.Message):
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.str
+    """May be left out with a resume_token."""
     start: Global___WatchStart.ValueType
     after_revision: _builtins.int
     """For AFTER_REVISION; refused otherwise."""
     delivery: Global___WatchDelivery.ValueType
+    resume_token: _builtins.str
+    """Goes on after the message that carried it. Alone: `start` and `after_revision` are refused beside it, and so are flow_id, delivery, kinds and phases unless they are as they were."""
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
         """How long the stream may be silent, 1 s to 5 min; default 15 s."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.EventKind.ValueType]:
+        """Only events with a change of one of these kinds, at most 20; empty: of any. Refused with LATEST_ONLY."""
+
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only events with a change of one of these phases, or with activity of it, at most 20; empty: of any, and of none. With kinds too, one and the same change must be both. Refused with
+        LATEST_ONLY.
+        """
 
     def __init__(
         self,
@@ -1589,14 +1633,43 @@ class WatchFlowRequest(_message.Message):
         after_revision: _builtins.int = ...,
         delivery: Global___WatchDelivery.ValueType = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
+        resume_token: _builtins.str = ...,
+        kinds: _abc.Iterable[_event_pb2.EventKind.ValueType] | None = ...,
+        phases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "delivery", b"delivery", "flow_id", b"flow_id", "heartbeat_interval", b"heartbeat_interval", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "delivery", b"delivery", "flow_id", b"flow_id", "heartbeat_interval", b"heartbeat_interval", "kinds", b"kinds", "phases", b"phases", "resume_token", b"resume_token", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchFlowRequest: _TypeAlias = WatchFlowRequest  # noqa: Y015
+
+@_typing.final
+class WatchOpened(_message.Message):
+    """The first message of every watch of a flow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_REVISION_FIELD_NUMBER: _builtins.int
+    OLDEST_REVISION_FIELD_NUMBER: _builtins.int
+    head_revision: _builtins.int
+    """The flow's revision."""
+    oldest_revision: _builtins.int
+    """The oldest revision whose event is kept."""
+    def __init__(
+        self,
+        *,
+        head_revision: _builtins.int = ...,
+        oldest_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_revision", b"head_revision", "oldest_revision", b"oldest_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchOpened: _TypeAlias = WatchOpened  # noqa: Y015
 
 @_typing.final
 class FlowSnapshot(_message.Message):
@@ -1606,8 +1679,11 @@ class FlowSnapshot(_message.Message):
 
     FLOW_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
+    PROGRESS_REGRESSED_FIELD_NUMBER: _builtins.int
     skipped: _builtins.int
     """How many revisions were passed over since the last message; always 0 in the first."""
+    progress_regressed: _builtins.bool
+    """Whether progress is lower than in the snapshot before this one; in the first of a stream that was resumed, than at the position."""
     @_builtins.property
     def flow(self) -> _flow_pb2.Flow:
         """BASIC view."""
@@ -1617,10 +1693,11 @@ class FlowSnapshot(_message.Message):
         *,
         flow: _flow_pb2.Flow | None = ...,
         skipped: _builtins.int = ...,
+        progress_regressed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["flow", b"flow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow", b"flow", "skipped", b"skipped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow", b"flow", "progress_regressed", b"progress_regressed", "skipped", b"skipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1628,7 +1705,7 @@ Global___FlowSnapshot: _TypeAlias = FlowSnapshot  # noqa: Y015
 
 @_typing.final
 class WatchHeartbeat(_message.Message):
-    """Sent only when the stream is idle and has delivered everything there is."""
+    """Sent when nothing else was for a while: everything up to the position has been delivered, or was left out by the filter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1656,18 +1733,22 @@ class WatchEnd(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    OLDEST_REVISION_FIELD_NUMBER: _builtins.int
     reason: Global___WatchEndReason.ValueType
     message: _builtins.str
     """For people."""
+    oldest_revision: _builtins.int
+    """For COMPACTED of one flow: the oldest revision whose event is kept."""
     def __init__(
         self,
         *,
         reason: Global___WatchEndReason.ValueType = ...,
         message: _builtins.str = ...,
+        oldest_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "oldest_revision", b"oldest_revision", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1682,8 +1763,12 @@ class WatchFlowResponse(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    OPENED_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The position: everything up to here has been delivered."""
+    """The position: everything up to here has been delivered, or was left out by the filter."""
+    resume_token: _builtins.str
+    """Takes the stream up again after this message. Opaque, bound to tenant, flow, delivery, filter and position; gives nobody a right that they did not have without it."""
     @_builtins.property
     def snapshot(self) -> Global___FlowSnapshot: ...
     @_builtins.property
@@ -1692,6 +1777,8 @@ class WatchFlowResponse(_message.Message):
     def heartbeat(self) -> Global___WatchHeartbeat: ...
     @_builtins.property
     def end(self) -> Global___WatchEnd: ...
+    @_builtins.property
+    def opened(self) -> Global___WatchOpened: ...
     def __init__(
         self,
         *,
@@ -1700,13 +1787,180 @@ class WatchFlowResponse(_message.Message):
         event: _event_pb2.FlowEvent | None = ...,
         heartbeat: Global___WatchHeartbeat | None = ...,
         end: Global___WatchEnd | None = ...,
+        opened: Global___WatchOpened | None = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "heartbeat", b"heartbeat", "message", b"message", "snapshot", b"snapshot"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "heartbeat", b"heartbeat", "message", b"message", "opened", b"opened", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "heartbeat", b"heartbeat", "message", b"message", "revision", b"revision", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "heartbeat", b"heartbeat", "message", b"message", "opened", b"opened", "resume_token", b"resume_token", "revision", b"revision", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["snapshot", "event", "heartbeat", "end"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["snapshot", "event", "heartbeat", "end", "opened"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___WatchFlowResponse: _TypeAlias = WatchFlowResponse  # noqa: Y015
+
+@_typing.final
+class WatchFlowsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    """AIP-160, at most 2,000 characters, over `type`, `status`, `labels.KEY` and `phase`: as the event left the flow, and the phases that the event's changes are of. For example:
+    type = migration AND labels.wave = "3" AND (status = FAILED OR phase = cutover). Empty: every event.
+    """
+    start: Global___WatchFlowsStart.ValueType
+    resume_token: _builtins.str
+    """Goes on after the message that carried it. `start` is refused beside it; filter and kinds must be as they were."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.EventKind.ValueType]:
+        """As in WatchFlowRequest."""
+
+    @_builtins.property
+    def heartbeat_interval(self) -> _duration_pb2.Duration:
+        """How long the stream may be silent, 1 s to 5 min; default 15 s."""
+
+    def __init__(
+        self,
+        *,
+        filter: _builtins.str = ...,
+        kinds: _abc.Iterable[_event_pb2.EventKind.ValueType] | None = ...,
+        start: Global___WatchFlowsStart.ValueType = ...,
+        resume_token: _builtins.str = ...,
+        heartbeat_interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "heartbeat_interval", b"heartbeat_interval", "kinds", b"kinds", "resume_token", b"resume_token", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchFlowsRequest: _TypeAlias = WatchFlowsRequest  # noqa: Y015
+
+@_typing.final
+class FlowsOpened(_message.Message):
+    """The first message of every watch of many flows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lag(self) -> _duration_pb2.Duration:
+        """How old the oldest event is that is stored and not delivered yet; 0 when there is none."""
+
+    def __init__(
+        self,
+        *,
+        lag: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowsOpened: _TypeAlias = FlowsOpened  # noqa: Y015
+
+@_typing.final
+class FlowChange(_message.Message):
+    """One commit of one flow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOW_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    FLOW_FIELD_NUMBER: _builtins.int
+    flow_id: _builtins.str
+    revision: _builtins.int
+    @_builtins.property
+    def event(self) -> _event_pb2.FlowEvent: ...
+    @_builtins.property
+    def flow(self) -> _flow_pb2.Flow:
+        """SUMMARY view, as the flow was when the event was read: its revision is this one's or a later one."""
+
+    def __init__(
+        self,
+        *,
+        flow_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        event: _event_pb2.FlowEvent | None = ...,
+        flow: _flow_pb2.Flow | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "flow", b"flow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "flow", b"flow", "flow_id", b"flow_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowChange: _TypeAlias = FlowChange  # noqa: Y015
+
+@_typing.final
+class FlowsHeartbeat(_message.Message):
+    """Sent when nothing else was for a while: everything up to the position has been delivered, or was left out by the filter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def lag(self) -> _duration_pb2.Duration:
+        """As in FlowsOpened."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        lag: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowsHeartbeat: _TypeAlias = FlowsHeartbeat  # noqa: Y015
+
+@_typing.final
+class WatchFlowsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Takes the stream up again after this message. Opaque, bound to tenant, filter and position; gives nobody a right that they did not have without it."""
+    @_builtins.property
+    def opened(self) -> Global___FlowsOpened: ...
+    @_builtins.property
+    def change(self) -> Global___FlowChange: ...
+    @_builtins.property
+    def heartbeat(self) -> Global___FlowsHeartbeat: ...
+    @_builtins.property
+    def end(self) -> Global___WatchEnd: ...
+    def __init__(
+        self,
+        *,
+        opened: Global___FlowsOpened | None = ...,
+        change: Global___FlowChange | None = ...,
+        heartbeat: Global___FlowsHeartbeat | None = ...,
+        end: Global___WatchEnd | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "end", b"end", "heartbeat", b"heartbeat", "message", b"message", "opened", b"opened"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "end", b"end", "heartbeat", b"heartbeat", "message", b"message", "opened", b"opened", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "change", "heartbeat", "end"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___WatchFlowsResponse: _TypeAlias = WatchFlowsResponse  # noqa: Y015

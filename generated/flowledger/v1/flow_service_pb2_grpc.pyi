@@ -205,10 +205,26 @@ class FlowServiceStub:
     WatchFlow: _grpc.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowRequest, _flow_service_pb2.WatchFlowResponse]
     """Pushes a flow's progress until it ends.
 
-    Starts with a snapshot (default), after a revision, or from now. With EVERY_REVISION every revision after the start is delivered exactly once and in order; with LATEST_ONLY
-    the newest state is, and `skipped` counts what was passed over. A heartbeat carries the position when there is nothing to say. Every stream that the service ends has an `end` message last,
-    with the reason; a broken stream is taken up again with AFTER_REVISION and the last `revision` that was received.
-    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision).
+    Starts with a snapshot (default), after a revision, from now, or where a resume_token says. The first message is `opened`. With EVERY_REVISION every revision after the start is
+    delivered exactly once and in order, all of it in one message; `kinds` and `phases` leave events out, never parts of one, and the position moves on over what they leave out. With
+    LATEST_ONLY the newest state is delivered, and `skipped` counts what was passed over. A heartbeat carries the position when nothing was sent for a while. Every stream that the
+    service ends has an `end` message last, with the reason; a broken stream is taken up again with the last resume_token, or AFTER_REVISION and the last `revision`, that was
+    received, on any server.
+    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); RESOURCE_EXHAUSTED QUOTA_EXCEEDED (limit, actual) when
+    the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter; UNAVAILABLE STREAM_STALLED when
+    the stream is old and was not read for 30 s.
+    """
+    WatchFlows: _grpc.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowsRequest, _flow_service_pb2.WatchFlowsResponse]
+    """Pushes the events of all flows of the tenant that match, one stream for all of them, without end.
+
+    Starts from now (default), with the oldest event that is kept, or where a resume_token says. The first message is `opened`. Every event is delivered exactly once; of one flow in
+    the order of its revisions, of several in an order that is the same for everybody. An event is delivered once every transaction that began to write before it is over, so
+    that none is passed over because it was committed late; `lag` tells of what waits for that. Soft-deleted flows are told of as others are; events that a recovery put in the place
+    of lost ones are not.
+    Heartbeats and ends are as in WatchFlow; there is no end for FLOW_TERMINAL and FLOW_DELETED.
+    Fails with INVALID_ARGUMENT for a filter that cannot be read and for a resume_token that was not made for this tenant and filter; OUT_OF_RANGE POSITION_COMPACTED when events after the
+    token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED and UNAVAILABLE
+    STREAM_STALLED as WatchFlow.
     """
 
 @_typing.type_check_only
@@ -388,10 +404,26 @@ class FlowServiceAsyncStub(FlowServiceStub):
     WatchFlow: _aio.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowRequest, _flow_service_pb2.WatchFlowResponse]  # type: ignore[assignment]
     """Pushes a flow's progress until it ends.
 
-    Starts with a snapshot (default), after a revision, or from now. With EVERY_REVISION every revision after the start is delivered exactly once and in order; with LATEST_ONLY
-    the newest state is, and `skipped` counts what was passed over. A heartbeat carries the position when there is nothing to say. Every stream that the service ends has an `end` message last,
-    with the reason; a broken stream is taken up again with AFTER_REVISION and the last `revision` that was received.
-    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision).
+    Starts with a snapshot (default), after a revision, from now, or where a resume_token says. The first message is `opened`. With EVERY_REVISION every revision after the start is
+    delivered exactly once and in order, all of it in one message; `kinds` and `phases` leave events out, never parts of one, and the position moves on over what they leave out. With
+    LATEST_ONLY the newest state is delivered, and `skipped` counts what was passed over. A heartbeat carries the position when nothing was sent for a while. Every stream that the
+    service ends has an `end` message last, with the reason; a broken stream is taken up again with the last resume_token, or AFTER_REVISION and the last `revision`, that was
+    received, on any server.
+    Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); RESOURCE_EXHAUSTED QUOTA_EXCEEDED (limit, actual) when
+    the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter; UNAVAILABLE STREAM_STALLED when
+    the stream is old and was not read for 30 s.
+    """
+    WatchFlows: _aio.UnaryStreamMultiCallable[_flow_service_pb2.WatchFlowsRequest, _flow_service_pb2.WatchFlowsResponse]  # type: ignore[assignment]
+    """Pushes the events of all flows of the tenant that match, one stream for all of them, without end.
+
+    Starts from now (default), with the oldest event that is kept, or where a resume_token says. The first message is `opened`. Every event is delivered exactly once; of one flow in
+    the order of its revisions, of several in an order that is the same for everybody. An event is delivered once every transaction that began to write before it is over, so
+    that none is passed over because it was committed late; `lag` tells of what waits for that. Soft-deleted flows are told of as others are; events that a recovery put in the place
+    of lost ones are not.
+    Heartbeats and ends are as in WatchFlow; there is no end for FLOW_TERMINAL and FLOW_DELETED.
+    Fails with INVALID_ARGUMENT for a filter that cannot be read and for a resume_token that was not made for this tenant and filter; OUT_OF_RANGE POSITION_COMPACTED when events after the
+    token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED and UNAVAILABLE
+    STREAM_STALLED as WatchFlow.
     """
 
 class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -712,10 +744,32 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_flow_service_pb2.WatchFlowResponse], _abc.AsyncIterator[_flow_service_pb2.WatchFlowResponse]]:
         """Pushes a flow's progress until it ends.
 
-        Starts with a snapshot (default), after a revision, or from now. With EVERY_REVISION every revision after the start is delivered exactly once and in order; with LATEST_ONLY
-        the newest state is, and `skipped` counts what was passed over. A heartbeat carries the position when there is nothing to say. Every stream that the service ends has an `end` message last,
-        with the reason; a broken stream is taken up again with AFTER_REVISION and the last `revision` that was received.
-        Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision).
+        Starts with a snapshot (default), after a revision, from now, or where a resume_token says. The first message is `opened`. With EVERY_REVISION every revision after the start is
+        delivered exactly once and in order, all of it in one message; `kinds` and `phases` leave events out, never parts of one, and the position moves on over what they leave out. With
+        LATEST_ONLY the newest state is delivered, and `skipped` counts what was passed over. A heartbeat carries the position when nothing was sent for a while. Every stream that the
+        service ends has an `end` message last, with the reason; a broken stream is taken up again with the last resume_token, or AFTER_REVISION and the last `revision`, that was
+        received, on any server.
+        Fails with NOT_FOUND FLOW_NOT_FOUND; OUT_OF_RANGE REVISION_COMPACTED (oldest_revision) or REVISION_IN_FUTURE (head_revision); RESOURCE_EXHAUSTED QUOTA_EXCEEDED (limit, actual) when
+        the tenant has too many watches open on this server; INVALID_ARGUMENT for a resume_token that was not made for this tenant, flow and filter; UNAVAILABLE STREAM_STALLED when
+        the stream is old and was not read for 30 s.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchFlows(
+        self,
+        request: _flow_service_pb2.WatchFlowsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_flow_service_pb2.WatchFlowsResponse], _abc.AsyncIterator[_flow_service_pb2.WatchFlowsResponse]]:
+        """Pushes the events of all flows of the tenant that match, one stream for all of them, without end.
+
+        Starts from now (default), with the oldest event that is kept, or where a resume_token says. The first message is `opened`. Every event is delivered exactly once; of one flow in
+        the order of its revisions, of several in an order that is the same for everybody. An event is delivered once every transaction that began to write before it is over, so
+        that none is passed over because it was committed late; `lag` tells of what waits for that. Soft-deleted flows are told of as others are; events that a recovery put in the place
+        of lost ones are not.
+        Heartbeats and ends are as in WatchFlow; there is no end for FLOW_TERMINAL and FLOW_DELETED.
+        Fails with INVALID_ARGUMENT for a filter that cannot be read and for a resume_token that was not made for this tenant and filter; OUT_OF_RANGE POSITION_COMPACTED when events after the
+        token are no longer kept, POSITION_IN_FUTURE when the token is ahead of what is stored (the database was set back); RESOURCE_EXHAUSTED QUOTA_EXCEEDED and UNAVAILABLE
+        STREAM_STALLED as WatchFlow.
         """
 
 def add_FlowServiceServicer_to_server(servicer: FlowServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
