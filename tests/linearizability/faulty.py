@@ -6,7 +6,6 @@ Only a process that is started through this module has it: nothing in server/ kn
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,13 +14,12 @@ from sqlalchemy.dialects.postgresql import insert
 
 from server import cli
 from server.cache import Views
-from server.repository import commit_statement
+from server.repository import commit_statement, feed
 from server.repository.event_codec import FORMAT
-from server.repository.events import EventPage
 from server.repository.statement import opened, same_flow
 from server.repository.table_parts import FLOW_KEY
 from server.repository.tables import events, flows
-from server.services import reads, watch
+from server.services import flow_watch, reads
 
 
 def without_the_guard(patch: pytest.MonkeyPatch) -> None:
@@ -67,16 +65,21 @@ def without_the_fence(patch: pytest.MonkeyPatch) -> None:
 
 def skipping(patch: pytest.MonkeyPatch) -> None:
     """A watch passes over a revision when the one after it is there already, as one does that moves on past commits not visible yet."""
-    whole = watch._Watch._next_page
+    whole = flow_watch.FlowWatch._next
 
-    async def next_page(self: Any) -> EventPage:
-        page = await whole(self)
-        return page if len(page.events) < 3 else replace(page, events=(*page.events[:-2], page.events[-1]))
+    def following(self: Any) -> Any:
+        told = whole(self)
+        return told if told is None or self._position % 5 else (whole(self) or told)
 
-    patch.setattr(watch._Watch, "_next_page", next_page)
+    patch.setattr(flow_watch.FlowWatch, "_next", following)
 
 
-FAULTS = {"guard": without_the_guard, "fence": without_the_fence, "skip": skipping}
+def without_the_horizon(patch: pytest.MonkeyPatch) -> None:
+    """The feed of a tenant's flows reads what is there and moves on, past transactions that began before and have not ended yet."""
+    patch.setattr(feed._PAGES, "text", feed._PAGES.text.replace("pg_snapshot_xmin", "pg_snapshot_xmax"))
+
+
+FAULTS = {"guard": without_the_guard, "fence": without_the_fence, "skip": skipping, "horizon": without_the_horizon}
 
 
 if __name__ == "__main__":
