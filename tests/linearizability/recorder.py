@@ -78,23 +78,28 @@ class Recorder:
             await asyncio.sleep(PAUSE_SECONDS * self._chance.random())
 
     async def watch(self) -> None:
-        """Follow the flow to its end, on one server after the other."""
+        """Follow the flow to its end, on one server after the other; what was heard until a cancellation counts."""
         heard: list[Heard] = []
-        ended = False
-        while not ended:
-            position = heard[-1].revision if heard else 0
-            try:
-                stream = self._side().watch(self.flow_id, start=pb.WATCH_START_AFTER_REVISION, after_revision=position)
-                async for message in stream:
-                    if message.HasField("event"):
-                        heard.append(Heard(message.revision, mark_of(message.event), time.monotonic()))
-                    elif message.HasField("end"):
-                        ended = message.end.reason not in RESUMABLE
-            except grpc.aio.AioRpcError as error:
-                if error.code() is _Code.OUT_OF_RANGE:  # there is no going on: the checker says what is missing
-                    break
-                await self._stumbled(error)
-        self._watches.append(Watched(0, tuple(heard)))
+        try:
+            while not await self._stream(heard):
+                pass
+        finally:
+            self._watches.append(Watched(0, tuple(heard)))
+
+    async def _stream(self, heard: list[Heard]) -> bool:
+        """Whether the watch is over; what it says is added to ``heard``."""
+        position, over = heard[-1].revision if heard else 0, False
+        try:
+            async for message in self._side().watch(self.flow_id, start=pb.WATCH_START_AFTER_REVISION, after_revision=position):
+                if message.HasField("event"):
+                    heard.append(Heard(message.revision, mark_of(message.event), time.monotonic()))
+                elif message.HasField("end"):
+                    over = message.end.reason not in RESUMABLE
+        except grpc.aio.AioRpcError as error:
+            if error.code() is _Code.OUT_OF_RANGE:  # there is no going on: the checker says what is missing
+                return True
+            await self._stumbled(error)
+        return over
 
     def heard_by(self, heard: Sequence[Heard]) -> None:
         """What a watch of all flows told of this one, up to its end."""
@@ -105,8 +110,7 @@ class Recorder:
         assert await self._write("CancelFlow", LAST, tries=1000)
 
     async def history(self, stale: float) -> History:
-        """All of it, once nothing is under way; one more watch hears it all at once."""
-        await self.watch()
+        """All of it, once nothing is under way."""
         ledger: list[str] = []
         token = ""
         while token or not ledger:
@@ -195,11 +199,16 @@ class Feed:
         return all(self.heard[flow_id] and self.heard[flow_id][-1].mark == LAST for flow_id in flow_ids)
 
 
-async def record(recorders: Sequence[Recorder], feed: Feed, faults: Callable[[], Any], stale: float) -> list[History]:
-    """The histories of several flows that are written, read and watched while ``faults`` does what it does."""
+async def record(
+    recorders: Sequence[Recorder], feed: Feed, faults: Callable[[], Any], stale: float, patience: float = 2 * PATIENCE
+) -> list[History]:
+    """The histories of several flows that are written, read and watched while ``faults`` does what it does.
+
+    A watch that has not heard of its flow's end ``patience`` seconds after it has come is left; the checker says what it is missing.
+    """
     enough = asyncio.Event()
-    watching, working = [], []
-    feeding = asyncio.ensure_future(feed.follow([recorder.flow_id for recorder in recorders]))
+    watching = [asyncio.ensure_future(feed.follow([recorder.flow_id for recorder in recorders]))]
+    working: list[asyncio.Future[None]] = []
     for recorder in recorders:
         working += [asyncio.ensure_future(recorder.read(enough)) for _ in range(2)]
     await asyncio.gather(*(recorder.create() for recorder in recorders for _ in range(2)))
@@ -211,14 +220,14 @@ async def record(recorders: Sequence[Recorder], feed: Feed, faults: Callable[[],
         enough.set()
         await asyncio.gather(*working)
         await asyncio.gather(*(recorder.end() for recorder in recorders))
-        async with asyncio.timeout(2 * PATIENCE):
-            await asyncio.gather(*watching)
-        await asyncio.wait({feeding}, timeout=PATIENCE)  # an end that it is never told of is for the checker to miss
-        if feeding.done():
-            feeding.result()
+        watching += [asyncio.ensure_future(recorder.watch()) for recorder in recorders]  # one more, that hears it all at once
+        done, late = await asyncio.wait(watching, timeout=patience)
+        for watch in late:
+            watch.cancel()
+        await asyncio.gather(*done, asyncio.wait(watching))
         for recorder in recorders:
             recorder.heard_by(feed.heard[recorder.flow_id])
         return [await recorder.history(stale) for recorder in recorders]
     finally:
-        for task in (*working, *watching, feeding):
+        for task in (*working, *watching):
             task.cancel()

@@ -88,7 +88,7 @@ async def test_a_fault_that_is_seeded_into_the_servers_is_found(postgres: Cluste
 
         for seed in range(10):  # what must not happen need not happen at once
             recorders = [Recorder(sides, random.Random(f"{seed} {number}"), progress) for number in range(FLOWS)]
-            histories = await record(recorders, Feed(sides, random.Random(seed)), some, STALE_SECONDS + SLACK_SECONDS)
+            histories = await record(recorders, Feed(sides, random.Random(seed)), some, STALE_SECONDS + SLACK_SECONDS, patience=5.0)
             found = [one for history in histories for one in faults(history)]
             if any(FOUND[fault] in one for one in found):
                 return
