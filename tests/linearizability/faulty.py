@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from server import cli
 from server.cache import Views
-from server.repository import commit_statement
+from server.repository import commit_statement, feed
 from server.repository.event_codec import FORMAT
 from server.repository.statement import opened, same_flow
 from server.repository.table_parts import FLOW_KEY
@@ -64,16 +64,22 @@ def without_the_fence(patch: pytest.MonkeyPatch) -> None:
 
 
 def skipping(patch: pytest.MonkeyPatch) -> None:
-    """A watch passes over some revisions, as one does that moves on past commits not visible yet."""
-    whole = flow_watch.FlowWanted.written
+    """A watch passes over a revision when the one after it is there already, as one does that moves on past commits not visible yet."""
+    whole = flow_watch.FlowWatch._next
 
-    def written(self: Any, told: Any) -> bytes | None:
-        return None if told.event.revision % 5 == 0 else whole(self, told)
+    def following(self: Any) -> Any:
+        told = whole(self)
+        return told if told is None or self._position % 5 else (whole(self) or told)
 
-    patch.setattr(flow_watch.FlowWanted, "written", written)
+    patch.setattr(flow_watch.FlowWatch, "_next", following)
 
 
-FAULTS = {"guard": without_the_guard, "fence": without_the_fence, "skip": skipping}
+def without_the_horizon(patch: pytest.MonkeyPatch) -> None:
+    """The feed of a tenant's flows reads what is there and moves on, past transactions that began before and have not ended yet."""
+    patch.setattr(feed._PAGES, "text", feed._PAGES.text.replace("pg_snapshot_xmin", "pg_snapshot_xmax"))
+
+
+FAULTS = {"guard": without_the_guard, "fence": without_the_fence, "skip": skipping, "horizon": without_the_horizon}
 
 
 if __name__ == "__main__":

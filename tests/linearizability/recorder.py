@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
@@ -100,6 +101,10 @@ class Recorder:
             await self._stumbled(error)
         return over
 
+    def heard_by(self, heard: Sequence[Heard]) -> None:
+        """What a watch of all flows told of this one, up to its end."""
+        self._watches.append(Watched(0, tuple(heard)))
+
     async def end(self) -> None:
         """End the flow, for sure."""
         assert await self._write("CancelFlow", LAST, tries=1000)
@@ -165,13 +170,45 @@ def mark_of(event: event_pb2.FlowEvent) -> str:
     return ""
 
 
-async def record(recorders: Sequence[Recorder], faults: Callable[[], Any], stale: float, patience: float = 2 * PATIENCE) -> list[History]:
+class Feed:
+    """One watch of all flows, on one server after the other."""
+
+    def __init__(self, sides: Sequence[Tenancy], chance: random.Random) -> None:
+        self._sides, self._chance = sides, chance
+        self.heard: dict[str, list[Heard]] = defaultdict(list)
+
+    async def follow(self, flow_ids: Sequence[str]) -> None:
+        """Returns when the ends of all of them were told."""
+        token = ""
+        while not self._over(flow_ids):
+            where = {"resume_token": token} if token else {"start": pb.WATCH_FLOWS_START_BEGINNING}
+            try:
+                async for message in self._chance.choice(self._sides).watch_all(**where):
+                    token = message.resume_token
+                    if message.HasField("change"):
+                        told = message.change
+                        self.heard[told.flow_id].append(Heard(told.revision, mark_of(told.event), time.monotonic()))
+                        if self._over(flow_ids):
+                            break
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in UNKNOWN:
+                    raise
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    def _over(self, flow_ids: Sequence[str]) -> bool:
+        return all(self.heard[flow_id] and self.heard[flow_id][-1].mark == LAST for flow_id in flow_ids)
+
+
+async def record(
+    recorders: Sequence[Recorder], feed: Feed, faults: Callable[[], Any], stale: float, patience: float = 2 * PATIENCE
+) -> list[History]:
     """The histories of several flows that are written, read and watched while ``faults`` does what it does.
 
     A watch that has not heard of its flow's end ``patience`` seconds after it has come is left; the checker says what it is missing.
     """
     enough = asyncio.Event()
-    watching, working = [], []
+    watching = [asyncio.ensure_future(feed.follow([recorder.flow_id for recorder in recorders]))]
+    working: list[asyncio.Future[None]] = []
     for recorder in recorders:
         working += [asyncio.ensure_future(recorder.read(enough)) for _ in range(2)]
     await asyncio.gather(*(recorder.create() for recorder in recorders for _ in range(2)))
@@ -188,6 +225,8 @@ async def record(recorders: Sequence[Recorder], faults: Callable[[], Any], stale
         for watch in late:
             watch.cancel()
         await asyncio.gather(*done, asyncio.wait(watching))
+        for recorder in recorders:
+            recorder.heard_by(feed.heard[recorder.flow_id])
         return [await recorder.history(stale) for recorder in recorders]
     finally:
         for task in (*working, *watching):
