@@ -30,7 +30,7 @@ from server.checkpoints.upkeep import CheckpointUpkeep
 from server.checkpoints.ways_back import WaysBack
 from server.embedded import embedded
 from server.metrics import Metrics, exposed, registry_of
-from server.redis_link import RedisLink, linked
+from server.redis_link import RedisLink, ended, linked
 from server.repository import schema
 from server.repository.alerts import Alerts
 from server.repository.commits import Commits
@@ -192,7 +192,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             asyncio.create_task(_watch_health(database, port.checks), name="health"),
             *_sweeping(settings, database, _jobs(CheckpointUpkeep(archive, now))),
         ]
-        stack.push_async_callback(_ended, background)
+        stack.push_async_callback(ended, background)
         yield Server(f"{settings.host}:{port.number}", port.number, drain, raise_alert)
 
 
@@ -290,7 +290,7 @@ async def _redis(stack: AsyncExitStack, settings: Settings, token_key: bytes) ->
 def _shared_views(stack: AsyncExitStack, redis: _Redis, seals: SealedViews) -> RedisViews:
     """Views that are shared until the stack is taken down."""
     views = RedisViews(redis.link, redis.topic, seals.seal, seals.unseal, redis.views)
-    stack.push_async_callback(_ended, [asyncio.create_task(views.sharing(), name="shared views")])
+    stack.push_async_callback(ended, [asyncio.create_task(views.sharing(), name="shared views")])
     return views
 
 
@@ -332,13 +332,6 @@ def _sweeping(settings: Settings, database: Database, jobs: Sequence[Job]) -> li
         return settings.sweep_seconds * (0.75 + 0.5 * random.SystemRandom().random())
 
     return [asyncio.create_task(Sweeper(jobs, lambda: all_tenants(database), database.alone, now, rest).run(), name="sweeper")]
-
-
-async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Ends the tasks, and returns when they have ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager
