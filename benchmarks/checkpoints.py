@@ -62,7 +62,7 @@ async def checkpoints(postgres: Postgres) -> AsyncIterator[list[Measure]]:
             await caller.prepare()
             bare = _Bare(connection, caller)
             measures += [
-                _measure(f"bare seal, {label}", _nothing, bare.seal, {"harness": os.getpid(), "postgres": postgres.pid}),
+                _measure(f"bare seal, {label}", _nothing, bare.seal, {"postgres": postgres.pid}),
                 _measure(f"create_checkpoint, {label}", caller.change, caller.create, trees),
                 _measure(f"restore_checkpoint, {label}", _nothing, caller.restore, trees),
             ]

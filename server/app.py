@@ -31,7 +31,7 @@ from server.compacting import Compacted, compact_all
 from server.embedded import embedded
 from server.keeping import checkpoint_jobs, keeping, looking_job, sweeping, telling_of_breaks
 from server.metrics import Metrics, exposed, registry_of
-from server.redis_link import RedisLink, linked
+from server.redis_link import RedisLink, ended, linked
 from server.repository import schema
 from server.repository.alerts import Alerts
 from server.repository.commits import Commits
@@ -210,7 +210,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             asyncio.create_task(health.follow(database.check), name="health"),
             *sweeping(settings, database, sources, jobs, lambda job, outcome: metrics.count("sweeper_runs", job, outcome)),
         ]
-        stack.push_async_callback(_ended, background)
+        stack.push_async_callback(ended, background)
         yield Server(f"{settings.host}:{port}", port, drain, raise_alert)
 
 
@@ -301,7 +301,7 @@ async def _redis(stack: AsyncExitStack, settings: Settings, token_key: bytes) ->
 def _shared_views(stack: AsyncExitStack, redis: _Redis, seals: SealedViews) -> RedisViews:
     """Views that are shared until the stack is taken down."""
     views = RedisViews(redis.link, redis.topic, seals.seal, seals.unseal, redis.views)
-    stack.push_async_callback(_ended, [asyncio.create_task(views.sharing(), name="shared views")])
+    stack.push_async_callback(ended, [asyncio.create_task(views.sharing(), name="shared views")])
     return views
 
 
@@ -331,13 +331,6 @@ async def compacted(settings: Settings, tenant: Tenant | None, *, rehearse: bool
         provider = await _keys(settings, database)
         broken = telling_of_breaks(Alarm(Alerts(database), _unheard, _unheard), Sources(now, new_id))
         return await compact_all(database, provider.secrets(SIGNING), tenant, now, broken, rehearse=rehearse)
-
-
-async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Ends the tasks, and returns when they have ended."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from redis.backoff import NoBackoff
 CALL_SECONDS = 0.1
 LISTEN_SECONDS = 5.0
 CONNECTIONS = 16
+# How often, and after how many seconds, a task is told again to end.
+AGAIN, AGAIN_SECONDS = 20, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +50,17 @@ async def linked(url: str, call_seconds: float = CALL_SECONDS) -> AsyncIterator[
     finally:
         await link.calls.aclose()
         await link.listening.aclose()
+
+
+async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """End the tasks, and return when they have ended.
+
+    Told once is not enough: whoever is amid a call to Redis when it breaks takes that for what was wrong with the connection.
+    """
+    left = set(tasks)
+    for _ in range(AGAIN):
+        for task in left:
+            task.cancel()
+        if left:
+            done, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
+            await asyncio.gather(*done, return_exceptions=True)

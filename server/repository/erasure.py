@@ -1,4 +1,4 @@
-"""Erasing a tenant: one transaction that leaves the hashes of its events, a receipt, and nothing else."""
+"""Erasing a tenant: one transaction that leaves the hashes of its events, signed where others were compacted, a receipt, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from sqlalchemy import UUID as UUIDType
 from server.repository.admin_tables import erasures
 from server.repository.checkpoint_tables import checkpoints, tenant_keys
 from server.repository.database import COLLISIONS, Database, Transaction
+from server.repository.history_tables import bases
 from server.repository.requests import Reply, put_reply, reply_values
 from server.repository.statement import Statement, gate, gated, mine, of_tenant, opened, same_flow
 from server.repository.table_parts import TENANT_KEY, metadata
@@ -78,6 +79,8 @@ def _deletion(table: Table) -> Statement:
         theirs = [table.c.flow_id == func.any(_IDS)]
     elif "flow_id" in table.c:
         theirs = [_gone(table)]
+    if table is bases:  # what compaction left stands for the hashes of events that went before: it is emptied as they are
+        theirs.append(bases.c.signature.is_(None))
     if table is requests:  # what asked for an erasure is known for ever: repeated, it must not erase what has come since
         theirs.append(~exists().where(*mine(erasures), erasures.c.receipt_id == requests.c.flow_id))
     opener = gate()
@@ -118,7 +121,19 @@ def _emptied() -> Statement:
     return Statement(select(func.count()).select_from(done))
 
 
-_EMPTY_EVENTS = _emptied()
+def _emptied_bases() -> Statement:
+    opener = gate()
+    done = (
+        update(bases)
+        .values(body=literal_column("''"))
+        .where(opened(opener), *mine(bases), bases.c.signature.is_not(None), _gone(bases))
+        .returning(literal_column("1").label("one"))
+        .cte("done")
+    )
+    return Statement(select(func.count()).select_from(done))
+
+
+_EMPTY_EVENTS, _EMPTY_BASES = _emptied(), _emptied_bases()
 # Whatever tables there are: flows first, since the others' rows are known by their absence, and what refers before what is referred to.
 _ORDERED = sorted(reversed([table for table in metadata.sorted_tables if table in _ERASED]), key=lambda table: not _of_flows(table))
 _DELETIONS = {table.name: _deletion(table) for table in _ORDERED}
@@ -197,6 +212,7 @@ async def _erase(
         return None
     counts = {name: (await transaction.rows(statement, {**mine, "flow_ids": flow_ids}))[0][0] for name, statement in _DELETIONS.items()}
     emptied = (await transaction.rows(_EMPTY_EVENTS, mine))[0][0]
+    await transaction.rows(_EMPTY_BASES, mine)
     made = receipt(_erased(keys, heads, emptied, counts))
     told, erased = reply(made), made.erased
     values = {

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import structlog
 
+from server.redis_link import ended
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import FlowKey, Tenant
 from server.wakeups.local import LocalWakeups
@@ -141,9 +142,7 @@ async def relayed(local: LocalWakeups, channel: Channel, name: bytes) -> AsyncIt
         yield relay
     finally:
         local.relay = None
-        for loop in loops:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
+        await ended(loops)
 
 
 def encoded(name: bytes, hints: Sequence[tuple[FlowKey, int]], room: int) -> Iterator[tuple[bytes, int]]:
