@@ -35,6 +35,8 @@ from benchmarks.rounds import alternate
 from benchmarks.rows import rows
 from benchmarks.sample import Measure, Sample
 from benchmarks.service import CONCURRENCIES, service, unary_measures
+from benchmarks.skeleton import NAMES as SKELETON_NAMES
+from benchmarks.skeleton import skeleton
 from benchmarks.streams import stream_measure
 from benchmarks.watching import watch_measures
 
@@ -70,7 +72,7 @@ class Plan:
 
     def needed(self) -> tuple[Stage, ...]:
         """The stages without those that have none of the wanted measures."""
-        ceilings = {*ECHO_NAMES, *MUTATION_NAMES}
+        ceilings = {*ECHO_NAMES, *MUTATION_NAMES, *SKELETON_NAMES}
         elsewhere = {Stage.CEILINGS: ceilings, Stage.LANGGRAPH: set(LANGGRAPH_NAMES)}
         rest = set(self.only).difference(*elsewhere.values())
         return tuple(stage for stage in self.stages if not self.only or elsewhere.get(stage, rest) & set(self.only))
@@ -87,6 +89,7 @@ async def _opened(stage: Stage, postgres: Postgres, plan: Plan, trees: dict[str,
             case Stage.CEILINGS:
                 measures = await stack.enter_async_context(echo(CONCURRENCIES))
                 measures += await stack.enter_async_context(mutation(postgres))
+                measures += await stack.enter_async_context(skeleton(postgres, CONCURRENCIES))
             case Stage.LANGGRAPH:
                 measures = await stack.enter_async_context(langgraph(postgres, plan.langgraph_python))
             case Stage.SERVICE:

@@ -75,10 +75,10 @@ class Echo:
             self._listeners.discard(mine)
 
 
-async def serve() -> None:
-    """Answers until it is terminated; prints its port first."""
+async def serve(methods: grpc.GenericRpcHandler) -> None:
+    """Serves the methods as the service is served, until it is terminated; prints its port first."""
     server = grpc.aio.server(options=channel_options(Settings.read()))
-    server.add_generic_rpc_handlers((Echo().handlers(),))
+    server.add_generic_rpc_handlers((methods,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(port, flush=True)
@@ -89,12 +89,18 @@ async def serve() -> None:
 
 
 @asynccontextmanager
-async def echo(concurrencies: tuple[int, ...]) -> AsyncIterator[list[Measure]]:
-    """The measures ``echo`` against a server in a process of its own."""
-    async with child_process([sys.executable, "-m", "benchmarks.echo"]) as process:
+async def served(module: str, path: str, *arguments: str) -> AsyncIterator[Target]:
+    """The method ``path`` of a server that ``module`` runs in a process of its own."""
+    async with child_process([sys.executable, "-m", module, *arguments]) as process:
         assert process.stdout is not None
         port = int(await asyncio.wait_for(process.stdout.readline(), 30))
-        target = Target(("127.0.0.1", port), PATH, [()], {"server": process.pid})
+        yield Target(("127.0.0.1", port), path, [()], {"server": process.pid})
+
+
+@asynccontextmanager
+async def echo(concurrencies: tuple[int, ...]) -> AsyncIterator[list[Measure]]:
+    """The measures ``echo`` against a server in a process of its own."""
+    async with served("benchmarks.echo", PATH) as target:
         listen, publish = replace(target, path="/bench.Echo/Listen"), replace(target, path="/bench.Echo/Publish")
         topic = Topic(listen, [message(b"")] * SUBSCRIBERS, publish, Same(EVENT), lambda _: True)
 
@@ -111,4 +117,4 @@ async def echo(concurrencies: tuple[int, ...]) -> AsyncIterator[list[Measure]]:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve())
+    uvloop.run(serve(Echo().handlers()))

@@ -10,7 +10,7 @@ import asyncio
 import random
 import string
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sized
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from benchmarks.closed_loop import closed_loop
@@ -20,6 +20,7 @@ from benchmarks.sample import Measure, Sample
 
 NAMES = ("asyncpg", "asyncpg combined", "pgbench")
 ACCOUNT, ENGAGEMENT = uuid.UUID(int=1), uuid.UUID(int=2)
+APART = uuid.UUID(int=3)  # whose flows a process of its own changes, which remembers their revisions
 FLOWS = 1_024
 DOCUMENT = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=2_048))  # does not compress: nothing is stored smaller
 CHANGE = "".join(random.Random(2).choices(string.ascii_letters, k=200))
@@ -56,6 +57,60 @@ INSERT INTO bare.events SELECT account, engagement, flow_id, revision, change FR
 """
 
 
+class Combining:
+    """Mutations, those of one moment as one statement; at most ``lanes`` statements are out at once.
+
+    ``gathering`` is awaited before each statement, with what waits for it, and may let more come.
+    """
+
+    def __init__(
+        self, pool: Pool, account: uuid.UUID, revisions: list[int], lanes: int, gathering: Callable[[Sized], Awaitable[None]]
+    ) -> None:
+        self._pool, self._account, self._revisions, self._lanes, self._gathering = pool, account, revisions, lanes, gathering
+        self._waiting: list[tuple[int, bytes, asyncio.Future[None]]] = []
+        self._out = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def mutate(self, flow: int, document: bytes) -> None:
+        """The flow's next revision, with this document. Raises RuntimeError when its guard fails, which nobody else can bring about."""
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((flow, document, answered))
+        if self._out < self._lanes:
+            self._out += 1
+            lane = asyncio.create_task(self._lane())
+            self._tasks.add(lane)
+            lane.add_done_callback(self._tasks.discard)
+        await answered
+
+    async def _lane(self) -> None:
+        async with self._pool.acquire() as connection:
+            while self._waiting:
+                await self._gathering(self._waiting)
+                batch, self._waiting = self._waiting, []
+                size = len(batch)
+                rows = await connection.fetch(
+                    MANY,
+                    [self._account] * size,
+                    [ENGAGEMENT] * size,
+                    [_IDS[flow] for flow, _, _ in batch],
+                    [self._revisions[flow] for flow, _, _ in batch],
+                    [document for _, document, _ in batch],
+                    [CHANGE] * size,
+                )
+                for flow, _, answered in batch:
+                    self._revisions[flow] += 1
+                    if len(rows) == size:
+                        answered.set_result(None)
+                    else:
+                        answered.set_exception(RuntimeError(f"{size - len(rows)} mutations that nobody else could win were lost"))
+            self._out -= 1  # in the same step as the last look at what waits, so that nothing falls in between
+
+
+async def combining_over(pool: Pool, account: uuid.UUID, lanes: int, gathering: Callable[[Sized], Awaitable[None]]) -> Combining:
+    """A ``Combining`` over the account's flows that knows their present revisions."""
+    return Combining(pool, account, await _revisions(pool, account), lanes, gathering)
+
+
 @asynccontextmanager
 async def mutation(postgres: Postgres) -> AsyncIterator[list[Measure]]:
     """The measures ``asyncpg``, ``asyncpg combined`` and ``pgbench``."""
@@ -63,7 +118,8 @@ async def mutation(postgres: Postgres) -> AsyncIterator[list[Measure]]:
         pool = await stack.enter_async_context(postgres.pool(8))
         await pool.execute(SCHEMA)
         rows = f"SELECT $1::uuid, $2::uuid, {FLOW_ID.format(number='n')}, 1, $3::bytea FROM generate_series(0, {FLOWS - 1}) n"
-        await pool.execute(f"INSERT INTO bare.flows {rows}", ACCOUNT, ENGAGEMENT, DOCUMENT.encode())
+        for account in (ACCOUNT, APART):
+            await pool.execute(f"INSERT INTO bare.flows {rows}", account, ENGAGEMENT, DOCUMENT.encode())
         await pool.execute("VACUUM ANALYZE bare.flows")
         yield [
             *(Measure(NAMES[0], callers, _Single(postgres, pool, callers).run) for callers in (1, 8)),
@@ -89,8 +145,8 @@ class _Flows:
 _IDS = [uuid.UUID(f"00000000-0000-7000-8000-{number:012x}") for number in range(FLOWS)]
 
 
-async def _revisions(pool: Pool) -> list[int]:
-    rows = await pool.fetch("SELECT revision FROM bare.flows ORDER BY flow_id")
+async def _revisions(pool: Pool, account: uuid.UUID) -> list[int]:
+    rows = await pool.fetch("SELECT revision FROM bare.flows WHERE account = $1 ORDER BY flow_id", account)
     return [row["revision"] for row in rows]
 
 
@@ -103,7 +159,7 @@ class _Single:
         self._postgres, self._pool, self._callers = postgres, pool, callers
 
     async def run(self, seconds: float) -> Sample:
-        revisions, flows, document = await _revisions(self._pool), _Flows(self._callers), DOCUMENT.encode()
+        revisions, flows, document = await _revisions(self._pool, ACCOUNT), _Flows(self._callers), DOCUMENT.encode()
 
         async def call(caller: int) -> None:
             flow = flows.next(caller)
@@ -121,49 +177,18 @@ class _Combined:
 
     def __init__(self, postgres: Postgres, pool: Pool, callers: int) -> None:
         self._postgres, self._pool, self._callers = postgres, pool, callers
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
-        self._out = 0
-        self._revisions: list[int] = []
 
     async def run(self, seconds: float) -> Sample:
-        self._revisions = await _revisions(self._pool)
-        flows = _Flows(self._callers)
-        lanes: set[asyncio.Task[None]] = set()
+        combining, flows, document = await combining_over(self._pool, ACCOUNT, LANES, _at_once), _Flows(self._callers), DOCUMENT.encode()
 
         async def call(caller: int) -> None:
-            answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((flows.next(caller), answered))
-            if self._out < LANES:
-                self._out += 1
-                lane = asyncio.create_task(self._lane())
-                lanes.add(lane)
-                lane.add_done_callback(lanes.discard)
-            await answered
+            await combining.mutate(flows.next(caller), document)
 
         return await closed_loop(call, self._callers, seconds, {"postgres": self._postgres.pid})
 
-    async def _lane(self) -> None:
-        document = DOCUMENT.encode()
-        async with self._pool.acquire() as connection:
-            while self._waiting:
-                batch, self._waiting = self._waiting, []
-                size = len(batch)
-                rows = await connection.fetch(
-                    MANY,
-                    [ACCOUNT] * size,
-                    [ENGAGEMENT] * size,
-                    [_IDS[flow] for flow, _ in batch],
-                    [self._revisions[flow] for flow, _ in batch],
-                    [document] * size,
-                    [CHANGE] * size,
-                )
-                for flow, answered in batch:
-                    self._revisions[flow] += 1
-                    if len(rows) == size:
-                        answered.set_result(None)
-                    else:
-                        answered.set_exception(RuntimeError(f"{size - len(rows)} mutations that nobody else could win were lost"))
-        self._out -= 1
+
+async def _at_once(_: Sized) -> None:
+    """Whoever calls in this process has called already."""
 
 
 class _Pgbench:

@@ -34,7 +34,7 @@ class Postgres:
     @asynccontextmanager
     async def pool(self, size: int) -> AsyncIterator[Pool]:
         """A pool of exactly ``size`` connections that are not reset when they are given back, as the service's are."""
-        async with asyncpg.create_pool(self.url, min_size=size, max_size=size, reset=_no_reset, max_inactive_connection_lifetime=0) as pool:
+        async with asyncpg.create_pool(self.url, min_size=size, max_size=size, reset=no_reset, max_inactive_connection_lifetime=0) as pool:
             yield pool
 
     def program(self, name: str) -> str:
@@ -42,7 +42,7 @@ class Postgres:
         return str(pg_bin() / name)
 
 
-async def _no_reset(connection: Connection) -> None:
+async def no_reset(connection: Connection) -> None:
     """Keeps prepared statements warm and saves a round trip; everything here is set per transaction."""
 
 
