@@ -10,6 +10,7 @@ from sqlalchemy import UUID as UUIDType
 from zstandard import ZstdError
 
 from server.repository import codec, event_codec
+from server.repository.commit_statement import WHOLE_EVERY
 from server.repository.database import Database
 from server.repository.document_store import content_size, offloaded, unpack, unpack_delta
 from server.repository.flows import Head, Record
@@ -23,11 +24,20 @@ from server.statemachine.history import Base, Unexplained, Version, Versions, re
 from server.statemachine.values import DocumentPlace, FlowKey
 
 _AT: Any = bindparam("at", type_=BigInteger)
-_SINCE: Any = select(func.max(bases.c.revision)).where(*same_flow(bases, flows), bases.c.revision <= _AT).correlate(flows).scalar_subquery()
+_NEVER: Any = literal_column("0")
+_ALWAYS: Any = literal_column(str(2**63 - 1))
+# The COALESCE of a bound stands within its sub-query. Around it, PostgreSQL takes it for something that could tell of rows which row level
+# security hides, does not go by it when it looks into the index, and reads the whole history.
+_SINCE: Any = (
+    select(func.coalesce(func.max(bases.c.revision), _NEVER))
+    .where(*same_flow(bases, flows), bases.c.revision <= _AT)
+    .correlate(flows)
+    .scalar_subquery()
+)
 _base = select(func.row(bases.c.revision, bases.c.hash, bases.c.body)).where(*same_flow(bases, flows), bases.c.revision == _SINCE)
 _told = (
     select(func.row(events.c.revision, events.c.time, events.c.actor, events.c.body, events.c.hash))
-    .where(*same_flow(events, flows), events.c.revision > func.coalesce(_SINCE, 0), events.c.revision <= _AT)
+    .where(*same_flow(events, flows), events.c.revision > _SINCE, events.c.revision <= _AT)
     .order_by(events.c.revision)
 )
 _oldest = select(func.min(events.c.revision)).where(*same_flow(events, flows)).correlate(flows).scalar_subquery()
@@ -62,22 +72,33 @@ def _of_place(table: Any) -> list[Any]:
     ]
 
 
-_later = document_versions.alias("later")
-_whole = select(func.min(_later.c.revision)).where(*_of_place(_later), _later.c.kind != literal_column(str(VersionKind.DELTA.value)))
-_last: Any = _whole.correlate(_wanted).scalar_subquery()
-# Each version is made of the next one, up to one that is whole: an earlier version, or the present document.
 _opener = gate()
+_later = document_versions.alias("later")
+# Each version is made of the next one, up to one that is whole: an earlier version, or the present document. Beside the table and not in a
+# condition on it, for the same reason as above.
+_whole = (
+    select(func.min(_later.c.revision).label("last"), func.coalesce(func.min(_later.c.revision), _ALWAYS).label("bound"))
+    .where(opened(_opener), *_of_place(_later), _later.c.kind != literal_column(str(VersionKind.DELTA.value)))
+    .correlate(_wanted)
+    .lateral("whole")
+)
+# No chain is longer; said so, the versions are looked up one place after another, whatever the planner thinks of their number.
+_chain = (
+    select(*(document_versions.c[name] for name in ("revision", "kind", "body")))
+    .where(opened(_opener), *_of_place(document_versions), document_versions.c.revision <= _whole.c.bound)
+    .order_by(document_versions.c.revision)
+    .limit(literal_column(str(2 * WHOLE_EVERY)))
+    .correlate(_wanted, _whole)
+    .lateral("chain")
+)
 _CHAINS = Statement(
-    select(_wanted.c.name, _wanted.c.child_type, document_versions.c.revision, document_versions.c.kind, document_versions.c.body)
-    .where(
-        opened(_opener),
-        *_of_place(document_versions),
-        func.coalesce(document_versions.c.revision <= _last, literal_column("true")),
-    )
+    select(_wanted.c.name, _wanted.c.child_type, *_chain.c)
+    .select_from(_wanted.join(_whole, literal_column("true")).join(_chain, literal_column("true")))
+    .where(opened(_opener))
     .union_all(
-        select(_wanted.c.name, _wanted.c.child_type, documents.c.revision, literal_column("0"), documents.c.body).where(
-            opened(_opener), *_of_place(documents), _last.is_(None)
-        )
+        select(_wanted.c.name, _wanted.c.child_type, documents.c.revision, literal_column("0"), documents.c.body)
+        .select_from(_wanted.join(_whole, literal_column("true")))
+        .where(opened(_opener), *_of_place(documents), _whole.c.last.is_(None))
     )
 )
 
