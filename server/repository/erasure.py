@@ -1,4 +1,4 @@
-"""Erasing a tenant: one transaction that leaves the hashes of its events, signed where others were compacted, a receipt, and nothing else."""
+"""Erasing a tenant: one transaction that leaves the hashes of its events, a receipt, and nothing that the tenant said."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ async def test_damage_is_found_where_it_is(
 
 
 def test_every_column_of_an_event_has_its_damage() -> None:
-    columns = {column.name for column in events.columns}
+    columns = {column.name for column in events.columns} - {"position"}  # where in the feed it stands is the database's own affair
     assert {name for name in columns for damage, _, _ in DAMAGE if f"SET {name} =" in damage} == columns
 
 
