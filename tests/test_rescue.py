@@ -553,7 +553,18 @@ async def test_options_tell_what_each_would_lead_to(store: Store, hand: asyncpg.
     )
     await hand.execute(WAYS["phases missing"].sql, flow_id)
     _, found = await rescue(store, None, One(copy)).options(key, store.occasion())
-    assert [option.remedy for option in found] == [Remedy.RECOVER]
+    (option,) = found
+    assert option.remedy is Remedy.RECOVER
+    assert option.why.startswith("phases is missing; REPAIR: the flow stays as it is at revision 5")
+    assert option.effect is not None
+    assert "data_import: not there -> IN_PROGRESS" in option.effect.phases
+    await hand.execute(WAYS["all events missing"].sql, flow_id)
+    await hand.execute(WAYS["base missing"].sql, flow_id)
+    _, (option,) = await rescue(store).options(key, store.occasion())
+    assert "RESET (when asked for by name): the flow becomes what it was when it was created" in option.why
+    await hand.execute(WAYS["type missing"].sql, flow_id)
+    _, (option,) = await rescue(store).options(key, store.occasion())
+    assert option.effect is None
 
 
 async def _complete_first(store: Store, key: FlowKey) -> None:
