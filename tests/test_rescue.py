@@ -14,6 +14,7 @@ import pytest
 import zstandard
 
 from server.operations import replace_content
+from server.repository import event_codec
 from server.repository.history import History
 from server.repository.plan import Asked as AskedCommit
 from server.repository.plan import Birth
@@ -107,14 +108,19 @@ async def goes_on(store: Store, key: FlowKey) -> None:
 
 
 @pytest.mark.parametrize("name", WAYS, ids=[name.replace(" ", "_") for name in WAYS])
-async def test_damage_is_mended_and_the_flow_goes_on(store: Store, hand: asyncpg.Connection, name: str) -> None:
-    tenant, rung = rows.tenant(), RUNGS.get(name, Rung.REPAIR)
+async def test_damage_is_found_and_mended_and_the_flow_goes_on(store: Store, hand: asyncpg.Connection, name: str) -> None:
+    tenant, way, rung = rows.tenant(), WAYS[name], RUNGS.get(name, Rung.REPAIR)
     flow_id, beside = await grown(store, tenant), await store.begun(tenant)
     key = FlowKey(tenant, flow_id)
     before, next_door = await store.record(tenant, flow_id), await everything(hand, rows.tenant())
     neighbour = await store.record(tenant, beside)
-    await hand.execute(WAYS[name].sql, flow_id)
+    assert await left(store, key) == set()
+    assert not (await hand.execute(way.sql, flow_id)).endswith(" 0")
     damaged = await everything(hand, tenant)
+    found = (await rescue(store).examine(key)).findings()
+    assert way.finds in {finding.kind for finding in found}, found
+    assert not way.field or way.field in {finding.field for finding in found if finding.kind is way.finds}, found
+    assert all(finding.description for finding in found)
     would = await recover(store, key, rehearse=True)
     assert await everything(hand, tenant) == damaged
     done = await recover(store, key)
@@ -553,7 +559,18 @@ async def test_options_tell_what_each_would_lead_to(store: Store, hand: asyncpg.
     )
     await hand.execute(WAYS["phases missing"].sql, flow_id)
     _, found = await rescue(store, None, One(copy)).options(key, store.occasion())
-    assert [option.remedy for option in found] == [Remedy.RECOVER]
+    (option,) = found
+    assert option.remedy is Remedy.RECOVER
+    assert option.why.startswith("phases is missing; REPAIR: the flow stays as it is at revision 5")
+    assert option.effect is not None
+    assert "data_import: not there -> IN_PROGRESS" in option.effect.phases
+    await hand.execute(WAYS["all events missing"].sql, flow_id)
+    await hand.execute(WAYS["base missing"].sql, flow_id)
+    _, (option,) = await rescue(store).options(key, store.occasion())
+    assert "RESET (when asked for by name): the flow becomes what it was when it was created" in option.why
+    await hand.execute(WAYS["type missing"].sql, flow_id)
+    _, (option,) = await rescue(store).options(key, store.occasion())
+    assert option.effect is None
 
 
 async def _complete_first(store: Store, key: FlowKey) -> None:
@@ -576,3 +593,33 @@ async def test_recoveries_are_told_of_once_each(store: Store, hand: asyncpg.Conn
     assert {who for who, _ in bell.rung} == {tenant}
     assert "quarantine" in bell.rung[0][1].message
     assert "revision 111" in bell.rung[1][1].message
+
+
+async def first_format(hand: asyncpg.Connection, key: FlowKey) -> None:
+    """Store the flow's history as the first release wrote it: another hash, no bases, no earlier documents."""
+    link = event_codec.NO_HASH
+    for row in await hand.fetch("SELECT revision, time, actor, body FROM events WHERE flow_id = $1 ORDER BY revision", key.flow_id):
+        link = event_codec.chained_1(link, key, *row)
+        await hand.execute("UPDATE events SET hash = $3, format = 1 WHERE flow_id = $1 AND revision = $2", key.flow_id, row[0], link)
+    await hand.execute("UPDATE flows SET head_hash = $2 WHERE flow_id = $1", key.flow_id, link)
+    for table in ("bases", "document_versions"):
+        await hand.execute(f"DELETE FROM {table} WHERE flow_id = $1", key.flow_id)
+
+
+async def test_a_flow_of_the_first_release_is_right_and_can_be_mended(store: Store, hand: asyncpg.Connection) -> None:
+    tenant = rows.tenant()
+    flow_id = await grown(store, tenant)
+    key = FlowKey(tenant, flow_id)
+    await first_format(hand, key)
+    before = await store.record(tenant, flow_id)
+    assert await left(store, key) == set()
+    for name in ("progress 150", "child missing"):
+        await hand.execute(WAYS[name].sql, flow_id)
+    done = await recover(store, key)
+    after = await store.record(tenant, flow_id)
+    assert done.plan.rung is Rung.REPAIR
+    assert (after.head.flow.children, after.documents) == (before.head.flow.children, before.documents)
+    assert await left(store, key) == set()
+    await hand.execute("UPDATE events SET actor = 'mallory' WHERE flow_id = $1 AND revision = 55", flow_id)
+    assert await left(store, key) == {CHANGED}
+    await goes_on(store, key)
