@@ -18,6 +18,8 @@ import typer
 import uvloop
 from rich.console import Console
 
+from benchmarks.checkpoints import NAMES as CHECKPOINT_NAMES
+from benchmarks.checkpoints import checkpoints
 from benchmarks.children import children
 from benchmarks.echo import NAMES as ECHO_NAMES
 from benchmarks.echo import echo
@@ -50,6 +52,7 @@ class Stage(StrEnum):
     SERVICE = "service"
     ROWS = "rows"
     CHILDREN = "children"
+    CHECKPOINTS = "checkpoints"
 
 
 DEFAULT = (Stage.CEILINGS, Stage.LANGGRAPH, Stage.SERVICE)
@@ -70,7 +73,7 @@ class Plan:
     def needed(self) -> tuple[Stage, ...]:
         """The stages without those that have none of the wanted measures."""
         ceilings = {*ECHO_NAMES, *MUTATION_NAMES, *SKELETON_NAMES}
-        elsewhere = {Stage.CEILINGS: ceilings, Stage.LANGGRAPH: set(LANGGRAPH_NAMES)}
+        elsewhere = {Stage.CEILINGS: ceilings, Stage.LANGGRAPH: set(LANGGRAPH_NAMES), Stage.CHECKPOINTS: set(CHECKPOINT_NAMES)}
         rest = set(self.only).difference(*elsewhere.values())
         return tuple(stage for stage in self.stages if not self.only or elsewhere.get(stage, rest) & set(self.only))
 
@@ -96,6 +99,8 @@ async def _opened(stage: Stage, postgres: Postgres, plan: Plan, trees: dict[str,
                 measures = await stack.enter_async_context(rows(plan.flows, trees))
             case Stage.CHILDREN:
                 measures = await stack.enter_async_context(children(postgres))
+            case Stage.CHECKPOINTS:
+                measures = await stack.enter_async_context(checkpoints(postgres))
         yield measures
 
 

@@ -56,6 +56,8 @@ _LONE = (("transition_phase", 1), ("echo", 1), ("asyncpg", 1))
 _FULL, _WARM = ("transition_phase, full", 16), ("transition_phase, warm", 16)
 STATE_OPERATIONS = ("get_flow", "report_progress", "transition_phase", "update_flow", "get_flow_full")
 
+CHECKPOINT_SIZES = ("10 KiB", "1 MiB", "64 MiB")
+
 RATIOS: tuple[Ratio, ...] = (
     _rates("TransitionPhase, 16 concurrent / echo RPC at 16", ("transition_phase", 16), ("echo", 16), 0.40),
     _rates("ReportProgress, 16 concurrent / echo RPC at 16", ("report_progress", 16), ("echo", 16), 0.40),
@@ -75,6 +77,14 @@ RATIOS: tuple[Ratio, ...] = (
     _rates("deliveries to 1,000 subscribers / bare fan-out of the same bytes", ("fan-out", 1_000), ("bare fan-out", 1_000), 0.8),
     _p99("WatchFlow: commit to subscriber, idle machine, p99", ("watch", 1), 20.0),
     _rates("mutations with 1 M flows and 20 M events / with a warm 10,000", _FULL, _WARM, 0.85),
+    *(
+        _rates(f"{call} {size} / bare AES-GCM + zstd + one INSERT", (f"{name}, {size}", 1), (f"bare seal, {size}", 1), required)
+        for call, name, needed in (
+            ("CreateCheckpoint", "create_checkpoint", (0.3, 0.3, 0.3)),
+            ("RestoreCheckpoint", "restore_checkpoint", (0.1, 0.1, 0.1)),
+        )
+        for size, required in zip(CHECKPOINT_SIZES, needed, strict=True)
+    ),
     *(_p99(f"{operation} at half load, p99", (f"{operation}, half load", 64), 50.0) for operation in STATE_OPERATIONS),
 )
 

@@ -6,10 +6,11 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.child_process import child_process
 from benchmarks.generator import Target
@@ -17,6 +18,7 @@ from benchmarks.postgres import Postgres
 from benchmarks.requests import SERVICE, Tenant
 
 START_SECONDS = 60.0
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,15 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(postgres: Postgres) -> AsyncIterator[Serving]:
+async def serving(postgres: Postgres, variables: Mapping[str, str] = _NONE) -> AsyncIterator[Serving]:
     """A server that takes calls while the block lasts; it logs to a file, as a container's does to a pipe.
 
-    FLOWLEDGER_ variables of the environment reach it. Raises RuntimeError with the end of its log when it does not start.
+    FLOWLEDGER_ variables of the environment reach it, and ``variables`` before them. Raises RuntimeError with the end of its log when it
+    does not start.
     """
     with tempfile.TemporaryDirectory(prefix="flserve-") as scratch:
         ready, log = Path(scratch) / "ready", Path(scratch) / "log"
-        environment = {**os.environ, "FLOWLEDGER_PORT": "0", "FLOWLEDGER_DATA_DIR": str(postgres.data_dir)}
+        environment = {**os.environ, **variables, "FLOWLEDGER_PORT": "0", "FLOWLEDGER_DATA_DIR": str(postgres.data_dir)}
         command: list[str | Path] = [sys.executable, *os.environ.get("BENCH_SERVER", "-m server").split(), "serve", "--ready-file", ready]
         with log.open("wb") as output:
             async with child_process(command, env=environment, output=output, errors=output) as process:

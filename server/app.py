@@ -370,15 +370,25 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         yield database
 
 
-def _no_policy(_: Tenant) -> Policy:
+async def _no_policy(_: Tenant) -> Policy:
     """What every tenant has that set none."""
     return _DEFAULT_POLICY
 
 
 async def _archive(settings: Settings, store: Store) -> Archive:
     """The checkpoints, once it is certain that the keys of this server are the database's."""
-    given = None if settings.keys is None else settings.keys.get_secret_value()
-    return Archive.of(store, await kek.provided(store.database, given, settings.key_path), now, new_id, time.monotonic)
+    provider = await kek.provided(store.database, _given_keys(settings), settings.key_path)
+    return Archive.of(store, provider, now, new_id, time.monotonic)
+
+
+async def adopt_key(settings: Settings) -> tuple[str | None, str]:
+    """Let this server's key-encryption key be the database's: the one before, and the one now. Raises as ``running`` does."""
+    async with _database(settings) as database:
+        return await kek.adopted(database, _given_keys(settings), settings.key_path)
+
+
+def _given_keys(settings: Settings) -> str | None:
+    return None if settings.keys is None else settings.keys.get_secret_value()
 
 
 def _bound(server: grpc.aio.Server, settings: Settings) -> int:

@@ -16,12 +16,12 @@ import typer
 import uvloop
 
 from server import embedded as private
-from server.app import Port, running
+from server.app import Port, adopt_key, running
 from server.log import CallLog, logging
 from server.repository import schema
 from server.settings import Settings, SettingsError, rows
 from server.statemachine.errors import FlowError
-from server.vault import KeyFault
+from server.vault import KeyFault, new_key, written
 from server.workers import WorkersError, working
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+keys = typer.Typer(help="The keys that tenants' data keys are wrapped with.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 _log = structlog.get_logger()
 
 
@@ -79,6 +81,21 @@ def show_settings() -> None:
     typer.echo("| variable | default | meaning |\n| --- | --- | --- |")
     for row in rows():
         typer.echo(f"| `{row.variable}` | {row.default} | {row.meaning} |")
+
+
+@keys.command("new")
+def make_key(name: Annotated[str, typer.Option(help="What it is called: 1 to 64 letters, digits, - or _.")] = "key") -> None:
+    """Print a fresh key, as FLOWLEDGER_KEYS and key files have it. The first of several wraps, all of them unwrap."""
+    typer.echo(written(name, new_key()))
+
+
+@keys.command("adopt")
+def adopt() -> None:
+    """Let the database go on with this server's key when the one that it knows is lost. What only that one opens stays sealed."""
+    before, after = _run(adopt_key(_settings()))
+    typer.echo(
+        f"the tenants' keys are wrapped with {after} from now on" + (f", no longer with {before}" if before not in (None, after) else "")
+    )
 
 
 async def _migrate(settings: Settings) -> tuple[str | None, str | None]:

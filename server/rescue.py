@@ -17,7 +17,7 @@ from server.statemachine import rungs
 from server.statemachine.alert import Alert, AlertKind, AlertSeverity
 from server.statemachine.diff import FlowDiff, Side
 from server.statemachine.document import sha256
-from server.statemachine.effects import options
+from server.statemachine.effects import effect, options
 from server.statemachine.errors import ConcurrentModification, HistoryDamaged, NoRecoveryPoint, RevisionCompacted, StoreUnavailable
 from server.statemachine.evidence import Evidence, as_stored
 from server.statemachine.finding import Finding
@@ -86,14 +86,15 @@ class Rescue:
 
     async def options(self, key: FlowKey, occasion: Occasion) -> tuple[int, tuple[RecoveryOption, ...]]:
         """The flow's revision, and what may be done to bring it on. Raises as ``examine``."""
-        evidence = await self.examine(key)
+        examined = await self._examined(key)
+        evidence = examined.evidence
         copy = await self._checkpoints.newest_readable(key)
         known = copy if isinstance(copy, Copy) else None
         flow = evidence.stored.flow
         found = () if flow is None else options(flow, evidence.told.turns, known, occasion)
         if rungs.mendable(evidence):
-            first = evidence.findings()[0]
-            found = (RecoveryOption(Remedy.RECOVER, Whom.OWNER, first.description), *found)
+            ground = _ground(evidence, copy, Rung.RESET, occasion)
+            found = (_recovery(evidence, await offloaded(_size(examined, ground), rungs.plan, ground)), *found)
         return last_revision(evidence, known), found
 
     async def recover(self, asked: Asked, request: Request | None, answer: Callable[[Done], bytes]) -> Done | Answered:
@@ -110,7 +111,7 @@ class Rescue:
             examined = await self._examined(key)
             evidence = examined.evidence
             copy = await self._checkpoints.newest_readable(key) if rungs.mendable(evidence) else ""
-            ground = _ground(evidence, copy, asked)
+            ground = _ground(evidence, copy, asked.lowest, asked.occasion)
             last = last_revision(evidence, ground.copy)
             if asked.expected and asked.expected not in (evidence.stored.revision, last):
                 raise ConcurrentModification(asked.expected, last)
@@ -195,9 +196,19 @@ class Rescue:
         await self._raise(asked.key.tenant, alert)
 
 
-def _ground(evidence: Evidence, copy: Copy | str, asked: Asked) -> Ground:
+def _ground(evidence: Evidence, copy: Copy | str, lowest: Rung, occasion: Occasion) -> Ground:
     known, why = (copy, "") if isinstance(copy, Copy) else (None, copy)
-    return Ground(evidence, known, why, asked.lowest, asked.occasion.new_id, asked.occasion.now)
+    return Ground(evidence, known, why, lowest, occasion.new_id, occasion.now)
+
+
+def _recovery(evidence: Evidence, plan: Plan) -> RecoveryOption:
+    """The option to recover a flow of which something is wrong, with what the plan comes to."""
+    why, led = evidence.findings()[0].description, None
+    if plan.target is not None and plan.rung is not None:
+        led = effect(as_stored(evidence, plan.target.flow), plan.target.flow)
+        asked = " (when asked for by name)" if plan.rung is Rung.RESET else ""
+        why = f"{why}; {plan.rung.name}{asked}: {plan.summary}"
+    return RecoveryOption(Remedy.RECOVER, Whom.OWNER, why, effect=led)
 
 
 def _size(examined: Examined, ground: Ground) -> int:

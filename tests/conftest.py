@@ -28,6 +28,7 @@ KEYS = written("test", bytes(range(32)))
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", choices=("18", "15"), default="18", help="which PostgreSQL the tests run on")
     parser.addoption("--corrupted", type=int, default=18, help="how many flows are corrupted in test_corruption.py")
+    parser.addoption("--kills", type=int, default=3, help="how often a server is killed in each test that kills one again and again")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -107,14 +107,19 @@ async def goes_on(store: Store, key: FlowKey) -> None:
 
 
 @pytest.mark.parametrize("name", WAYS, ids=[name.replace(" ", "_") for name in WAYS])
-async def test_damage_is_mended_and_the_flow_goes_on(store: Store, hand: asyncpg.Connection, name: str) -> None:
-    tenant, rung = rows.tenant(), RUNGS.get(name, Rung.REPAIR)
+async def test_damage_is_found_and_mended_and_the_flow_goes_on(store: Store, hand: asyncpg.Connection, name: str) -> None:
+    tenant, way, rung = rows.tenant(), WAYS[name], RUNGS.get(name, Rung.REPAIR)
     flow_id, beside = await grown(store, tenant), await store.begun(tenant)
     key = FlowKey(tenant, flow_id)
     before, next_door = await store.record(tenant, flow_id), await everything(hand, rows.tenant())
     neighbour = await store.record(tenant, beside)
-    await hand.execute(WAYS[name].sql, flow_id)
+    assert await left(store, key) == set()
+    assert not (await hand.execute(way.sql, flow_id)).endswith(" 0")
     damaged = await everything(hand, tenant)
+    found = (await rescue(store).examine(key)).findings()
+    assert way.finds in {finding.kind for finding in found}, found
+    assert not way.field or way.field in {finding.field for finding in found if finding.kind is way.finds}, found
+    assert all(finding.description for finding in found)
     would = await recover(store, key, rehearse=True)
     assert await everything(hand, tenant) == damaged
     done = await recover(store, key)
@@ -553,7 +558,18 @@ async def test_options_tell_what_each_would_lead_to(store: Store, hand: asyncpg.
     )
     await hand.execute(WAYS["phases missing"].sql, flow_id)
     _, found = await rescue(store, None, One(copy)).options(key, store.occasion())
-    assert [option.remedy for option in found] == [Remedy.RECOVER]
+    (option,) = found
+    assert option.remedy is Remedy.RECOVER
+    assert option.why.startswith("phases is missing; REPAIR: the flow stays as it is at revision 5")
+    assert option.effect is not None
+    assert "data_import: not there -> IN_PROGRESS" in option.effect.phases
+    await hand.execute(WAYS["all events missing"].sql, flow_id)
+    await hand.execute(WAYS["base missing"].sql, flow_id)
+    _, (option,) = await rescue(store).options(key, store.occasion())
+    assert "RESET (when asked for by name): the flow becomes what it was when it was created" in option.why
+    await hand.execute(WAYS["type missing"].sql, flow_id)
+    _, (option,) = await rescue(store).options(key, store.occasion())
+    assert option.effect is None
 
 
 async def _complete_first(store: Store, key: FlowKey) -> None:

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Self
 from uuid import UUID
 
+from server.checkpoints.answers import SealedAnswers
 from server.checkpoints.keyring import Keyring
 from server.checkpoints.opening import Opening
 from server.checkpoints.rotating import Rotating
@@ -47,6 +48,7 @@ class Archive:
     taking: Taking
     opening: Opening
     rotating: Rotating
+    answers: SealedAnswers
 
     @classmethod
     def of(
@@ -57,7 +59,8 @@ class Archive:
         keyring = Keyring(keys, provider, now, monotonic)
         taking = Taking(store, checkpoints, contents, keyring, now, new_id)
         opening, rotating = Opening(checkpoints, contents, keyring), Rotating(keys, Resealing(store.database), keyring)
-        return cls(keys, contents, checkpoints, Removal(store.database), keyring, taking, opening, rotating)
+        removal = Removal(store.database)
+        return cls(keys, contents, checkpoints, removal, keyring, taking, opening, rotating, SealedAnswers(keyring))
 
     async def remove(
         self,

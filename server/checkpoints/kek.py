@@ -31,6 +31,18 @@ async def provided(database: Database, given: str | None, path: Path) -> KeyProv
     return provider
 
 
+async def adopted(database: Database, given: str | None, path: Path) -> tuple[str | None, str]:
+    """Let the key that was given, else the one in the file, take the place of whatever key the database knows: that one, and the new one.
+
+    What only the old one unwraps stays sealed until it is there again. Raises KeyFault, OSError.
+    """
+    provider = await asyncio.to_thread(_opened, given, path, None)
+    recorded = await database.kek_id()
+    while not await database.record_kek_id(recorded, provider.key_id):
+        recorded = await database.kek_id()
+    return recorded, provider.key_id
+
+
 def _opened(given: str | None, path: Path, recorded: str | None) -> KeyProvider:
     if given is not None:
         return EnvironmentKeys(given)

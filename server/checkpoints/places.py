@@ -27,3 +27,8 @@ def of_header(tenant: Tenant, checkpoint: Checkpoint) -> bytes:
 def of_chunk(tenant: Tenant, content_id: UUID, number: int, *, last: bool) -> bytes:
     """The place of a content's chunk."""
     return _of(tenant, b"content", content_id.bytes, number.to_bytes(4, "big"), bytes((last,)))
+
+
+def of_answer(tenant: Tenant, request_id: UUID) -> bytes:
+    """The place of the answer to a request."""
+    return _of(tenant, b"answer", request_id.bytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from server.checkpoints.archive import Archive
@@ -14,7 +14,7 @@ from server.repository.plan import Asked
 from server.repository.requests import Answered, Committed, Request, answered
 from server.repository.store import Store
 from server.statemachine import flow as machine
-from server.statemachine.checkpoint import Checkpoint, CheckpointKind, may_want_copy, wanted_copy
+from server.statemachine.checkpoint import Checkpoint, CheckpointKind, may_want_copy, moves_phase, wanted_copy
 from server.statemachine.errors import ConcurrentModification, FlowError, FlowNotFound, KeyUnavailable, StoreUnavailable
 from server.statemachine.policy import Policy
 from server.statemachine.values import DocumentPlace, Tenant
@@ -26,13 +26,15 @@ EXACT_ATTEMPTS = 5
 class Precaution:
     """Commits, with a checkpoint first where one is wanted. Without a policy that costs a look-up and a look at the changes' types."""
 
-    def __init__(self, store: Store, archive: Archive, policy_of: Callable[[Tenant], Policy]) -> None:
+    def __init__(self, store: Store, archive: Archive, policy_of: Callable[[Tenant], Awaitable[Policy]]) -> None:
         self._store, self._archive, self._policy_of = store, archive, policy_of
 
     async def commit(self, asked: Asked) -> Committed | Answered:
         """What ``Commits.commit`` comes to. Raises as that does; KeyUnavailable, with nothing done, when the checkpoint cannot be taken."""
-        policy = self._policy_of(asked.tenant)
-        if asked.birth is not None or not may_want_copy(policy, asked.changes):
+        if asked.birth is not None or not moves_phase(asked.changes):
+            return await self._store.commits.commit(asked)
+        policy = await self._policy_of(asked.tenant)
+        if not may_want_copy(policy, asked.changes):
             return await self._store.commits.commit(asked)
         if asked.request is not None and (found := await answered(self._store.database, asked.tenant, asked.request)):
             return found
@@ -56,7 +58,9 @@ class Precaution:
     async def commit_together(self, asked: Sequence[Asked], request: Request | None) -> list[Committed] | Answered:
         """What ``Commits.commit_together`` comes to, as ``commit``."""
         commits, tenant = self._store.commits, asked[0].tenant
-        policy = self._policy_of(tenant)
+        if not any(moves_phase(one.changes) for one in asked):
+            return await commits.commit_together(asked, request)
+        policy = await self._policy_of(tenant)
         if not any(may_want_copy(policy, one.changes) for one in asked):
             return await commits.commit_together(asked, request)
         if request is not None and (found := await answered(self._store.database, tenant, request)):

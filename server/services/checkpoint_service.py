@@ -114,22 +114,28 @@ class CheckpointService:
         expected = fields.revision("expected_revision", request.expected_revision)
         fields.optional_uuid("request_id", request.request_id)
         fields.check()
+        answers, request_id = self._archive.answers, UUID(request.request_id) if request.request_id else None
         if not request.validate_only and (found := await first_answer(self._store.database, caller.tenant, request)) is not None:
-            return found
+            assert request_id is not None  # that is what was answered
+            return await answers.opened(caller.tenant, request_id, found)
         opened, copy = await self._opened(caller.tenant, checkpoint_id)
         occasion = Occasion(caller.user, self._sources.now(), self._sources.new_id, self._limits)
         restoring = Restoring(self._store, self._archive, opened, copy, occasion, reason, expected)
         if request.validate_only:
             return _restored(await restoring.rehearse())
 
+        seal = None if request_id is None else await answers.sealing(caller.tenant, request_id)
+
         def remembered(restored: Callable[[Committed], Restored]) -> Request | None:
-            if not request.request_id:
+            if request_id is None or seal is None:
                 return None
-            hashed = payload_hash(request)
-            return Request(UUID(request.request_id), hashed, lambda results: _restored(restored(results[0])).SerializeToString())
+            return Request(request_id, payload_hash(request), lambda results: seal(_restored(restored(results[0])).SerializeToString()))
 
         done = await restoring.run(remembered)
-        return done.answer if isinstance(done, Answered) else _restored(done)
+        if isinstance(done, Answered):
+            assert request_id is not None
+            return await answers.opened(caller.tenant, request_id, done.answer)
+        return _restored(done)
 
     async def DiffCheckpoints(self, request: pb.DiffCheckpointsRequest, caller: Caller) -> pb.DiffCheckpointsResponse:
         """What differs."""

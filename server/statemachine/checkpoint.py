@@ -108,8 +108,14 @@ def expiry_time(expires: Expiry, now: datetime) -> datetime | None:
 
 # A failure's code decides between these two, whichever of them was asked for.
 _FAILING = frozenset({PhaseState.FAILED, PhaseState.RETRY_NEEDED})
+_MOVES = frozenset({TransitionPhase, RollbackPhase, RetryPhase})
 # Sending a completed phase back takes its dependants along to ROLLED_BACK.
 _TAKING_BACK = frozenset({PhaseState.ROLLED_BACK, PhaseState.RETRY_NEEDED})
+
+
+def moves_phase(changes: Iterable[Change]) -> bool:
+    """Whether there is a change that some policy may want a checkpoint before."""
+    return any(type(change) in _MOVES for change in changes)
 
 
 def may_want_copy(policy: Policy, changes: Iterable[Change]) -> bool:

@@ -25,7 +25,7 @@ from tests.redis_server import RedisServer
 from tests.services.checkpoints import Sealing
 from tests.tenancy import PATIENCE, Tenancy
 from tests.test_metrics import free_port, read, value
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 NAME = (1, 0)
 SECRET = "open-sesame-4711"
@@ -205,13 +205,6 @@ async def cached(tenancy: Tenancy, flow_id: str, **more: object) -> Any:
     return (await tenancy.call("GetFlow", flow_id=flow_id, view="FLOW_VIEW_FULL", consistency=CACHED, **more)).flow
 
 
-async def waited(condition: Callable[[], Any]) -> None:
-    """Returns once what ``condition`` returns when awaited is true."""
-    async with asyncio.timeout(PATIENCE):
-        while not await condition():  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.02)
-
-
 async def test_a_view_that_one_server_read_is_served_by_another_and_is_sealed_meanwhile(urls: Urls, own_redis: RedisServer) -> None:
     async with pair(urls, own_redis) as servers:
         flow = await servers.shared_flow()
@@ -265,10 +258,10 @@ async def test_a_redis_killed_and_started_again_under_load_fails_no_request(urls
         callers = [asyncio.create_task(caller(tenancy)) for tenancy in (servers.one, servers.other) for _ in range(4)]
         await progressed(100)
         own_redis.kill()
-        await waited(down)
+        await eventually(down)
         await progressed(100)
         own_redis.start()
-        await waited(up)
+        await eventually(up)
         await progressed(100)
         ended.set()
         await asyncio.gather(*callers)  # raises if any call failed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -40,8 +40,15 @@ def to(state: PhaseState, phase: str = PHASE) -> TransitionPhase:
     return TransitionPhase(phase, state, failure=FAILURE if state is _S.FAILED else None)
 
 
+def always(policy: Policy) -> Callable[[Tenant], Awaitable[Policy]]:
+    async def policy_of(_: Tenant) -> Policy:
+        return policy
+
+    return policy_of
+
+
 def precaution(bench: Bench, policy: Policy = NONE) -> Precaution:
-    return Precaution(bench.whole, bench.archive, lambda _: policy)
+    return Precaution(bench.whole, bench.archive, always(policy))
 
 
 async def copies(bench: Bench, tenant: Tenant) -> list[Checkpoint]:
@@ -167,7 +174,7 @@ async def test_a_flow_that_never_rests_is_rolled_back_all_the_same(here: Bench, 
             await here.write(tenant, flow_id, b"{}")
             return found
 
-    hurried = Hurried(here.whole, here.archive, lambda _: NONE)
+    hurried = Hurried(here.whole, here.archive, always(NONE))
     done = await hurried.commit(here.store.asked(tenant, flow_id, RollbackPhase(PHASE)))
     assert isinstance(done, Committed)
     assert [one.revision for one in await copies(here, tenant)] == [done.flow.revision - 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime, timedelta
 
 import asyncpg
@@ -20,7 +19,8 @@ from tests.checkpoints.bench import Bench
 from tests.conftest import KEYS, Urls, settings
 from tests.repository.store import NOON
 from tests.services.checkpoints import Sealing
-from tests.tenancy import PATIENCE, Tenancy
+from tests.tenancy import Tenancy
+from tests.waiting import eventually
 
 EXPIRY = timedelta(hours=1)
 
@@ -75,11 +75,12 @@ async def test_running_servers_seal_anew_and_take_away_what_has_expired(urls: Ur
         taken = (await sealing.upload(payload, flow_id=flow_id)).checkpoint
         await sealing.create(flow_id, ttl={"seconds": 1})
         assert (await sealing.admin("RotateTenantKey")).key_version == 2
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                found, progress = await elsewhere.listed(), await elsewhere.admin("GetKeyRotation")
-                if len(found) == 1 and progress.remaining == 0 and found[0].key_version == 2:
-                    break
-                await asyncio.sleep(0.02)  # nothing tells of it
+
+        async def done() -> bool:
+            progress = await elsewhere.admin("GetKeyRotation")
+            return [one.key_version for one in await elsewhere.listed()] == [2] and not progress.remaining and not progress.old_versions
+
+        await eventually(done)
+        progress = await elsewhere.admin("GetKeyRotation")
         assert (progress.key_version, list(progress.old_versions)) == (2, [])
         assert await elsewhere.download(taken.checkpoint_id, part="CHECKPOINT_PART_PAYLOAD") == payload

@@ -16,8 +16,7 @@ from server.statemachine.states import PhaseState
 from server.statemachine.values import ActivityEntry, ActivityKind, FlowKey, Tenant
 from tests.cluster import Cluster
 from tests.conftest import Urls
-from tests.damage import UNBOUND, WAYS, Damage
-from tests.repository import rows
+from tests.damage import UNBOUND
 from tests.repository.store import Store, opened, outsiders, report, superuser
 from tests.repository.test_history import STATE, STORY, lived, written
 
@@ -75,21 +74,6 @@ async def grown(store: Store, tenant: Tenant) -> UUID:
     for at in range(107):
         await store.commit(store.asked(tenant, flow_id, report(at)))
     return flow_id
-
-
-@pytest.mark.parametrize("way", WAYS.values(), ids=[name.replace(" ", "_") for name in WAYS])
-async def test_damage_is_found(there: Store, hand: asyncpg.Connection, way: Damage) -> None:
-    tenant = rows.tenant()
-    flow_id = await grown(there, tenant)
-    beside = await there.begun(tenant)
-    assert await findings(there, FlowKey(tenant, flow_id)) == ()
-    done = await hand.execute(way.sql, flow_id)
-    assert int(done.rpartition(" ")[2]) >= 1
-    found = await findings(there, FlowKey(tenant, flow_id))
-    assert way.finds in {finding.kind for finding in found}, found
-    assert not way.field or way.field in {finding.field for finding in found if finding.kind is way.finds}, found
-    assert all(finding.description for finding in found)
-    assert await findings(there, FlowKey(tenant, beside)) == ()
 
 
 async def test_what_nobody_has_is_not_found(there: Store, tenant: Tenant, hand: asyncpg.Connection) -> None:

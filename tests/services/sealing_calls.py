@@ -97,7 +97,7 @@ async def raw(tenancy: Tenancy, name: str, body: bytes) -> bytes:
     method = METHODS[name]
     assert method.containing_service is not None
     path = f"/{method.containing_service.full_name}/{name}"
-    channel: Any = tenancy.channel  # the stubs want a serializer; these are bytes already
+    channel: Any = tenancy.channel  # these are bytes already, and stubs want messages
     rest: Any = {"metadata": tenancy.metadata, "timeout": PATIENCE}
     if method.server_streaming:
         return b"".join([part async for part in channel.unary_stream(path)(body, **rest)])

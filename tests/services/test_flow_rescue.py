@@ -188,6 +188,11 @@ async def test_options_name_what_can_be_called(tenancy: Tenancy, superuser: asyn
     await superuser.execute(WRONG_PROGRESS, UUID(flow_id))
     found = await tenancy.call("GetRecoveryOptions", flow_id=flow_id)
     assert found.options[0].remedy == recovery_pb2.REMEDY_RECOVER
+    assert "REPAIR" in found.options[0].why
+    assert (found.options[0].effect.progress_percent, list(found.options[0].effect.phases)) == (
+        options["CANCEL"].effect.progress_percent,
+        [],
+    )
     await tenancy.call("RecoverFlow", flow_id=flow_id)
     await Sealing(tenancy).call("RestoreCheckpoint", checkpoint_id=restore.checkpoint_id)
     seen = (await tenancy.call("GetFlow", flow_id=flow_id)).flow

@@ -11,13 +11,12 @@ import grpc
 import pytest
 from flowledger.v1 import checkpoint_service_pb2 as pb
 
-from server.repository.table_parts import metadata as tables
-from server.repository.tables import TENANT_TABLES
 from server.services.boundary import CODES
 from tests.services.malformed import faults
 from tests.services.sealing_calls import CALLS, METHODS, MUTATIONS, Target, confirm, raw, refusal, request
 from tests.services.test_tenants import STRANGERS
 from tests.tenancy import Tenancy
+from tests.tenant_rows import held
 
 # These name nothing that could be somebody else's; each has its own test below.
 OF_THE_CALLER = {"ListCheckpoints", "PruneCheckpoints", "RotateTenantKey", "GetKeyRotation", "EraseTenant"}
@@ -102,30 +101,9 @@ async def test_a_request_id_has_one_answer_and_belongs_to_one_tenant(target: Tar
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
 
 
-async def _held(connection: asyncpg.Connection, tenancy: Tenancy) -> dict[str, tuple[int, int]]:
-    """Of every table, how much there is of the tenant, and a digest of it."""
-    found = {}
-    for name in set(TENANT_TABLES_NAMES):
-        query = (
-            f'SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0) FROM "{name}" t '
-            "WHERE client_account_id = $1 AND engagement_id = $2"
-        )
-        row = await connection.fetchrow(query, tenancy.account, tenancy.engagement)
-        assert row is not None
-        found[name] = (int(row[0]), int(row[1]))
-    return found
-
-
-TENANT_TABLES_NAMES = [table.name for table in tables.tables.values() if "client_account_id" in table.c]
-
-
-def test_the_tables_of_tenants_are_all_looked_at() -> None:
-    assert {table.name for table in TENANT_TABLES} <= set(TENANT_TABLES_NAMES)
-
-
 @pytest.mark.parametrize("name", sorted(METHODS))
 async def test_whatever_is_malformed_is_refused_and_leaves_nothing(target: Target, superuser: asyncpg.Connection, name: str) -> None:
-    before = await _held(superuser, target.tenancy)
+    before = await held(superuser, target.tenancy)
     bodies = [("no message", b"\xff\xff")]
     for fault in faults(METHODS[name].input_type):
         faulty = request(name, target)
@@ -142,7 +120,7 @@ async def test_whatever_is_malformed_is_refused_and_leaves_nothing(target: Targe
         assert refused is not None, label
         assert refused.reason in CODES.keys() - _OURS, (label, refused)
         assert refused.code is CODES[refused.reason], (label, refused)
-    assert await _held(superuser, target.tenancy) == before
+    assert await held(superuser, target.tenancy) == before
     await raw(target.tenancy, name, request(name, target).SerializeToString())
 
 
@@ -163,11 +141,11 @@ async def test_whatever_is_malformed_is_refused_and_leaves_nothing(target: Targe
 async def test_an_upload_in_the_wrong_order_or_not_as_announced_is_refused(
     target: Target, superuser: asyncpg.Connection, messages: list[dict[str, Any]], field: str
 ) -> None:
-    before = await _held(superuser, target.tenancy)
+    before = await held(superuser, target.tenancy)
     sent = [pb.UploadCheckpointRequest(**message) for message in messages]
     for message in sent:
         if message.header.flow_id == "given":
             message.header.flow_id = target.flow_id
     refused = await target.sealing.upload_refusal(sent)
     assert refused.violations.keys() == {field}
-    assert await _held(superuser, target.tenancy) == before
+    assert await held(superuser, target.tenancy) == before

@@ -233,7 +233,7 @@ class RecoveryOption(_message.Message):
     """For RESTORE."""
     @_builtins.property
     def effect(self) -> Global___RecoveryEffect:
-        """Left out where it depends on what the caller says."""
+        """Left out where it depends on what the caller says; of RECOVER, what the first rung that holds leads to."""
 
     def __init__(
         self,
