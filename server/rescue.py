@@ -10,8 +10,8 @@ from uuid import UUID
 from server.operations import compared
 from server.repository.document_store import offloaded
 from server.repository.examiner import Examined, Examiner
-from server.repository.recoveries import Overtaken, Recoveries, Recovery, Reply
-from server.repository.requests import Answered, Request, answered
+from server.repository.recoveries import Overtaken, Recoveries, Recovery
+from server.repository.requests import Answered, Reply, Request, answered
 from server.repository.store import Store
 from server.statemachine import rungs
 from server.statemachine.alert import Alert, AlertKind, AlertSeverity

@@ -14,33 +14,17 @@ from uuid import UUID
 import asyncpg
 import orjson
 import zstandard
-from sqlalchemy import UUID as UUIDType
-from sqlalchemy import (
-    Text,
-    and_,
-    bindparam,
-    cast,
-    delete,
-    exists,
-    insert,
-    literal_column,
-    select,
-    update,
-)
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql import insert as upsert
 
 from server.repository import codec, event_codec
-from server.repository.admin_tables import quarantine
+from server.repository import recovery_statements as statements
 from server.repository.commit_statement import child_table
 from server.repository.database import COLLISIONS, Database, Transaction
 from server.repository.document_store import offloaded, packed
 from server.repository.examiner import Examined
-from server.repository.history_tables import VersionKind, bases, document_versions
 from server.repository.remains import Logged, Remains, Snapshot
-from server.repository.statement import Columns, Statement, gate, given, given_values, mine, of_tenant, opened
-from server.repository.table_parts import FLOW_KEY
-from server.repository.tables import ACTIVITY_SLOTS, activity, children, documents, events, flows, requests
+from server.repository.requests import Reply
+from server.repository.statement import Columns, Statement, given_values, of_tenant
+from server.repository.tables import ACTIVITY_SLOTS
 from server.statemachine.derivation import child_progress, child_status
 from server.statemachine.document import sha256
 from server.statemachine.event import Event
@@ -49,25 +33,12 @@ from server.statemachine.recovered import Recovered
 from server.statemachine.value import dataclass
 from server.statemachine.values import ActivityEntry, ActivityKind, ChildFlow, DocumentPlace, FlowKey
 
-# The next version of a document is then kept whole: nobody knows how long the chain of the versions before is.
-NUMBER = 64
 EVENTS_AT_ONCE = 5000
 _LEVEL = 3
-
-_FLOW = bindparam("flow_id", type_=UUIDType())
 
 
 class Overtaken(Exception):
     """What is stored is not what was examined any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A request that is remembered with its answer."""
-
-    request_id: UUID
-    payload_hash: bytes
-    answer: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,120 +52,6 @@ class Recovery:
     activity: tuple[ActivityEntry, ...]
     quarantine_id: UUID
     reason: str
-
-
-def _theirs(table: Any) -> list[Any]:
-    return [*mine(table), table.c.flow_id == _FLOW]
-
-
-def _key() -> list[Any]:
-    return [bindparam(name, type_=UUIDType()) for name in FLOW_KEY]
-
-
-def _value(table: Any, name: str) -> Any:
-    kind = table.c[name].type
-    value = bindparam(f"to_{name}", type_=Text() if isinstance(kind, JSONB) else kind)
-    return cast(value, JSONB) if isinstance(kind, JSONB) else value
-
-
-def _own(table: Any) -> list[str]:
-    return [column.name for column in table.c if column.name not in FLOW_KEY]
-
-
-def _one(table: Any) -> Statement:
-    """One new row with all its columns."""
-    rows = select(*_key(), *(_value(table, name) for name in _own(table))).where(opened(gate()))
-    return Statement(insert(table).from_select([*FLOW_KEY, *_own(table)], rows))
-
-
-def _many(table: Any, columns: Columns, constants: Mapping[str, str] = {}) -> Statement:
-    """Rows of one flow, in the place of those that are there; ``constants`` are the same in all of them."""
-    rows = given("rows", columns)
-    names = [*FLOW_KEY, *columns, *constants]
-    values = [*_key(), *(rows.c[name] for name in columns), *map(literal_column, constants.values())]
-    putting = upsert(table).from_select(names, select(*values).where(opened(gate())))
-    key = [column.name for column in table.primary_key.columns]
-    setting = {name: putting.excluded[name] for name in (*columns, *constants) if name not in key}
-    return Statement(putting.on_conflict_do_update(index_elements=key, set_=setting))
-
-
-def _types(table: Any, *names: str) -> Columns:
-    return {name: table.c[name].type for name in names}
-
-
-_LOCK = Statement(select(flows.c.flow_id).where(opened(gate()), *_theirs(flows)).with_for_update(of=flows))
-_NEW_FLOW = _one(flows)
-_FLOW_ROW = Statement(update(flows).values({name: _value(flows, name) for name in _own(flows)}).where(opened(gate()), *_theirs(flows)))
-_CHILD_ROWS = {domain: _one(table) for domain, table in children.items()}
-_WITHOUT = {table.name: Statement(delete(table).where(opened(gate()), *_theirs(table))) for table in (*children.values(), activity)}
-_ENTRY = _types(activity, "sequence", "time", "kind", "slot", "actor", "body")
-_ENTRIES = _many(activity, _ENTRY)
-_EVENT = _types(events, "revision", "time", "actor", "body", "hash")
-_told = given("rows", _EVENT)
-_EVENTS = Statement(
-    insert(events).from_select(
-        [*FLOW_KEY, *_EVENT, "format"],
-        select(*_key(), *(_told.c[name] for name in _EVENT), literal_column(str(event_codec.FORMAT))).where(opened(gate())),
-    )
-)
-_spoilt = given("spoilt", _types(events, "revision"))
-_UNTOLD = Statement(
-    delete(events).where(
-        opened(gate()), *_theirs(events), exists(select(_spoilt.c.revision).where(_spoilt.c.revision == events.c.revision))
-    )
-)
-_BASE = _types(bases, "revision", "hash", "body")
-_BASES = _many(bases, _BASE)
-_DOCUMENT = _types(documents, "revision", "size", "name", "child_type", "sha256", "body")
-_DOCUMENTS = _many(documents, _DOCUMENT, {"number": str(NUMBER)})
-_ABSENT = _types(document_versions, "revision", "name", "child_type")
-_ABSENCES = _many(
-    document_versions,
-    _ABSENT,
-    {"size": "0", "kind": str(VersionKind.ABSENT.value), "sha256": "decode(repeat('00', 32), 'hex')", "body": "''::bytea"},
-)
-
-
-def _of_places() -> tuple[Any, Any]:
-    """Places of documents as rows, and the condition that a document is one of them."""
-    places = given("places", _types(documents, "name", "child_type"))
-    return places, and_(documents.c.name == places.c.name, documents.c.child_type == places.c.child_type)
-
-
-def _keeping() -> Statement:
-    """The present versions of some documents, put with the earlier ones."""
-    places, same = _of_places()
-    own = [*FLOW_KEY, "revision", "size", "name", "child_type", "sha256", "body"]
-    rows = select(*(documents.c[name] for name in own), literal_column(str(VersionKind.WHOLE.value)))
-    rows = rows.where(opened(gate()), *_theirs(documents), exists(select(places.c.name).where(same)))
-    return Statement(upsert(document_versions).from_select([*own, "kind"], rows).on_conflict_do_nothing())
-
-
-def _leaving() -> Statement:
-    """Without any document but these."""
-    places, same = _of_places()
-    return Statement(delete(documents).where(opened(gate()), *_theirs(documents), ~exists(select(places.c.name).where(same))))
-
-
-_KEEP, _LEAVE = _keeping(), _leaving()
-_fixed = given("fixed", _types(events, "revision", "hash"))
-_HASHES = Statement(
-    update(events).values(hash=_fixed.c.hash).where(opened(gate()), *_theirs(events), events.c.revision == _fixed.c.revision)
-)
-_QUARANTINED = ("quarantine_id", "create_time", "actor", "reason", "body")
-_QUARANTINE = Statement(
-    insert(quarantine).from_select(
-        [*FLOW_KEY, *_QUARANTINED],
-        select(*_key(), *(bindparam(f"to_{name}", type_=quarantine.c[name].type) for name in _QUARANTINED)).where(opened(gate())),
-    )
-)
-_REQUESTED = ("request_id", "create_time", "payload_hash", "answer")
-_REQUEST = Statement(
-    insert(requests).from_select(
-        [*FLOW_KEY, *_REQUESTED],
-        select(*_key(), *(bindparam(f"to_{name}", type_=requests.c[name].type) for name in _REQUESTED)).where(opened(gate())),
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,35 +126,35 @@ class Recoveries:
     async def _store(self, transaction: Transaction, recovery: Recovery, rows: _Rows, body: bytes, reply: Reply | None) -> None:
         key, recovered = recovery.key, recovery.recovered
         mine = {**of_tenant(key.tenant), "flow_id": key.flow_id}
-        await transaction.rows(_LOCK, mine)
+        await transaction.rows(statements.LOCK, mine)
         if not _same(recovery.examined.snapshot, await self._remains.whole_within(transaction, key)):
             raise Overtaken
         event = recovered.event
         put_aside = (recovery.quarantine_id, event.time, event.actor, recovery.reason, body)
-        await transaction.rows(_QUARANTINE, {**mine, **_to(_QUARANTINED, put_aside)})
+        await transaction.rows(statements.QUARANTINE, {**mine, **_to(statements.QUARANTINED, put_aside)})
         there = recovery.examined.evidence.stored.there
-        await transaction.rows(_FLOW_ROW if there else _NEW_FLOW, {**mine, **rows.flow})
-        for statement in _WITHOUT.values():
+        await transaction.rows(statements.FLOW_ROW if there else statements.NEW_FLOW, {**mine, **rows.flow})
+        for statement in statements.WITHOUT.values():
             await transaction.rows(statement, mine)
         for domain, child in rows.children:
-            await transaction.rows(_CHILD_ROWS[domain], {**mine, **child})
-        await self._put(transaction, _ENTRIES, mine, _ENTRY, rows.activity)
+            await transaction.rows(statements.CHILD_ROWS[domain], {**mine, **child})
+        await self._put(transaction, statements.ENTRIES, mine, statements.ENTRY, rows.activity)
         if rows.superseded:
-            await transaction.rows(_KEEP, {**mine, **given_values("places", ("name", "child_type"), rows.superseded)})
-        await transaction.rows(_LEAVE, {**mine, **given_values("places", ("name", "child_type"), rows.places)})
-        await self._put(transaction, _DOCUMENTS, mine, _DOCUMENT, rows.documents)
-        await self._put(transaction, _ABSENCES, mine, _ABSENT, rows.absences)
+            await transaction.rows(statements.KEEP, {**mine, **given_values("places", ("name", "child_type"), rows.superseded)})
+        await transaction.rows(statements.LEAVE, {**mine, **given_values("places", ("name", "child_type"), rows.places)})
+        await self._put(transaction, statements.DOCUMENTS, mine, statements.DOCUMENT, rows.documents)
+        await self._put(transaction, statements.ABSENCES, mine, statements.ABSENT, rows.absences)
         told = recovery.examined.evidence.told
         if told.hashes:
-            await transaction.rows(_HASHES, {**mine, **given_values("fixed", ("revision", "hash"), sorted(told.hashes.items()))})
+            await transaction.rows(statements.HASHES, {**mine, **given_values("fixed", ("revision", "hash"), sorted(told.hashes.items()))})
         if rows.spoilt:
-            await transaction.rows(_UNTOLD, {**mine, **given_values("spoilt", ("revision",), rows.spoilt)})
+            await transaction.rows(statements.UNTOLD, {**mine, **given_values("spoilt", ("revision",), rows.spoilt)})
         for some in _chunks(rows.events):
-            await self._put(transaction, _EVENTS, mine, _EVENT, some)
-        await self._put(transaction, _BASES, mine, _BASE, rows.bases)
+            await self._put(transaction, statements.EVENTS, mine, statements.EVENT, some)
+        await self._put(transaction, statements.BASES, mine, statements.BASE, rows.bases)
         if reply is not None:
             remembered = (reply.request_id, event.time, reply.payload_hash, reply.answer)
-            await transaction.rows(_REQUEST, {**mine, **_to(_REQUESTED, remembered)})
+            await transaction.rows(statements.REQUEST, {**mine, **_to(statements.REQUESTED, remembered)})
 
     async def _put(
         self, transaction: Transaction, statement: Statement, mine: Mapping[str, object], columns: Columns, rows: Sequence[Any]
