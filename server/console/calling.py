@@ -139,6 +139,8 @@ def _errors(address: str, timeout: float) -> Iterator[None]:
         _end(str(error), 1)
     except Refused as error:
         _end(str(error), 2)
+    except BrokenPipeError:
+        os._exit(0)  # whoever reads has read enough; an orderly end would write once more
     except OSError as error:
         _end(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except KeyboardInterrupt:

@@ -102,7 +102,7 @@ def _pages(operator: Operator, request: pb.ListFlowEventsRequest) -> Iterator[ev
 def _show(operator: Operator, flow: str, head: pb.ListFlowEventsResponse, events: deque[event_pb2.FlowEvent], narrowed: bool) -> None:
     screen = operator.screen
     if not events:
-        screen.line(f"No event of {flow} is so." if narrowed else f"Nothing came after that: {flow} is at revision {head.head_revision}.")
+        screen.line(f"No event of {flow} matches." if narrowed else f"Nothing came after that: {flow} is at revision {head.head_revision}.")
         return
     columns = Column("rev", right=True), Column(f"time {zone()}"), Column("who", most=16), Column("%", right=True), Column("what")
     screen.table(columns, [_row(event, screen.narrow) for event in events])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 import socket
+import sys
 import time
 from uuid import uuid4
 
@@ -15,7 +18,7 @@ from server.__main__ import main
 from server.console import commands
 from server.console.calling import sentence
 from server.settings import CLIENT_VARIABLES, Settings, SettingsError
-from tests.console.shell import Shell
+from tests.console.shell import PATIENCE, ROOT, Shell
 from tests.contract.test_readme import rows
 
 EVERY = (
@@ -137,6 +140,18 @@ async def test_on_a_terminal_there_are_colours_unless_somebody_minds(shell: Shel
 
 async def test_a_pipe_gets_no_colours_even_when_they_are_forced(shell: Shell, flow: str) -> None:
     assert "\x1b" not in (await shell.run("history", flow, FORCE_COLOR="1")).out
+
+
+async def test_a_reader_that_has_enough_is_no_error(shell: Shell, flow: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = (sys.executable, "-m", "server", "history", flow)
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, env={**os.environ, **shell.environment}, stdout=writer, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(writer)
+    _, told = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert (process.returncode, told) == (0, b"")
 
 
 def test_the_server_lets_the_commands_have_their_variables(monkeypatch: pytest.MonkeyPatch) -> None:
