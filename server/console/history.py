@@ -132,6 +132,6 @@ def _follow(operator: Operator, flow: str, after: int) -> None:
                 screen.documents([event])
             else:
                 revision, time, who, percent, what = _row(event, screen.narrow)
-                screen.line(Text.assemble(revision, "  ", time, "  ", clean(who), "  ", percent, " %  ", clean(what)))
+                screen.line(Text.assemble(revision.rjust(3), "  ", time, "  ", clean(who), "  ", percent, " %  ", clean(what)))
     if events.end is not None and not screen.json:
         screen.line(f"That is all: {events.end.message or 'the flow has ended'}.", "dim")
