@@ -13,6 +13,9 @@ from uuid import uuid4
 import grpc
 import pytest
 from flowledger_client.errors import ConcurrentModification, DeadlineExceeded, Told
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from server.__main__ import main
 from server.console import commands
@@ -89,6 +92,23 @@ async def test_a_service_that_is_not_there_is_said_so_quickly(shell: Shell) -> N
         f"flowledger: no service answers at {address}: is it running there? --address or FLOWLEDGER_CLIENT_ADDRESS names another\n"
     )
     assert time.monotonic() - began < 15  # it is 3 s on a machine that has time
+
+
+async def test_a_service_that_cannot_serve_is_said_so_quickly(shell: Shell) -> None:
+    unwell = grpc.aio.server()
+    servicer = health.aio.HealthServicer()
+    await servicer.set("", HealthCheckResponse.NOT_SERVING)
+    add_HealthServicer_to_server(servicer, unwell)
+    address = f"127.0.0.1:{unwell.add_insecure_port('127.0.0.1:0')}"
+    await unwell.start()
+    try:
+        result = await shell.run("validate", str(uuid4()), "--address", address)
+    finally:
+        await unwell.stop(None)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == (
+        f"flowledger: the service at {address} runs, and cannot serve: its database is away, or it is stopping; its log says more\n"
+    )
 
 
 @pytest.mark.parametrize(
