@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Annotated
 
+import grpc
 import typer
 from flowledger.v1 import admin_service_pb2 as pb
 from flowledger.v1 import alert_pb2
+from flowledger_client import error_of
 from rich.text import Text
 
 from server.console.calling import Operator, command
@@ -15,6 +18,8 @@ from server.console.screen import Column, clean
 from server.console.wording import SEVERITY_STYLES, local, member, name, summed, zone
 
 PAGE = 500
+GAP_SECONDS = 60
+RETRY_SECONDS = 1.0
 
 
 def add(app: typer.Typer) -> None:
@@ -69,15 +74,29 @@ def alerts(
 
 
 def _follow(operator: Operator, after: str) -> None:
+    request = pb.WatchAlertsRequest(after_alert_id=after)
+    if not after:
+        request.since.FromSeconds(GAP_SECONDS)  # what came since nothing was found
     while True:  # the service ends streams that are old
-        for response in operator.admin.WatchAlerts(pb.WatchAlertsRequest(after_alert_id=after)):
-            if response.HasField("alert"):
-                after = response.alert.alert_id
-                if operator.screen.json:
-                    operator.screen.documents([response.alert])
-                else:
-                    time, severity, kind, text = _row(response.alert, operator.screen.narrow)
-                    operator.screen.line(Text.assemble(time, "  ", severity, "  ", kind, "  ", clean(text)))
+        try:
+            for response in operator.admin.WatchAlerts(request):
+                if response.HasField("alert"):
+                    request.after_alert_id = response.alert.alert_id
+                    _tell(operator, response.alert)
+        except grpc.RpcError as error:
+            failure = error_of(error)
+            if not failure.passing:
+                raise
+            typer.echo(f"flowledger: the stream is taken up again: {clean(failure.args[0])}", err=True)
+            time.sleep(RETRY_SECONDS)
+
+
+def _tell(operator: Operator, alert: alert_pb2.Alert) -> None:
+    if operator.screen.json:
+        operator.screen.documents([alert])
+        return
+    when, severity, kind, text = _row(alert, operator.screen.narrow)
+    operator.screen.line(Text.assemble(when, "  ", severity, "  ", kind, "  ", clean(text)))
 
 
 def _row(alert: alert_pb2.Alert, short: bool) -> tuple[str, Text, str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from google.protobuf.json_format import MessageToJson
@@ -79,6 +80,15 @@ class Screen:
         """Rows below their columns' names. The last column takes what room is left and is wrapped in it."""
         for text in laid_out(columns, rows, self._console.width if self._console.is_terminal else None):
             self.whole(text)
+
+    @contextmanager
+    def waiting(self) -> Iterator[Callable[[str], None]]:
+        """A line that can be told how far something has come, gone at the end; only a terminal has one."""
+        if not self.terminal:
+            yield lambda _: None
+            return
+        with self._console.status("...") as status:
+            yield lambda text: status.update(clean(text))
 
     def _json(self, message: Message, indent: int | None) -> None:
         print(MessageToJson(message, always_print_fields_with_no_presence=True, indent=indent, ensure_ascii=False), flush=True)  # noqa: T201

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +72,33 @@ class Shell:
         result = await self.run(*arguments)
         assert (result.code, result.err) == (0, ""), result
         return result
+
+    async def followed(self, *arguments: str, until: str) -> list[str]:
+        """The lines of a command that goes on until Ctrl-C, which comes after the line that holds ``until``. A process of its own."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "server",
+            *arguments,
+            cwd=ROOT,
+            env={**os.environ, **self.environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout
+        lines: list[str] = []
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not lines or until not in lines[-1]:
+                    lines.append((await process.stdout.readline()).decode())
+                    assert lines[-1], f"it ended after {lines}"
+                process.send_signal(signal.SIGINT)
+                assert await process.wait() == 130
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return lines
 
     async def typed(self, *arguments: str, keys: bytes = b"", columns: int = 80, **variables: str) -> Result:
         """What stands on a terminal after somebody gave the command and pressed those keys. A process of its own."""

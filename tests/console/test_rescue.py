@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
+import pytest
 
 from tests.console.shell import Shell
 from tests.tenancy import Tenancy
@@ -44,7 +47,7 @@ async def test_a_damaged_flow_is_found_planned_for_and_brought_back(
     assert "the flow was recovered" in (await shell.ok("history", flow, "-n", "1")).out
 
     alerts = (await shell.ok("alerts")).lines
-    assert "critical  flow-recovered" in alerts[-1] or "warning   flow-recovered" in alerts[-1]
+    assert "  warning   flow-recovered  " in alerts[-1]
     assert [alert["kind"] for alert in (await shell.ok("alerts", "--json", "--flow", flow)).documents] == ["ALERT_KIND_FLOW_RECOVERED"]
     assert (await shell.ok("alerts", "--kind", "flow-stuck")).out == "There is no such alert.\n"
 
@@ -70,6 +73,15 @@ async def test_whoever_is_asked_and_agrees_gets_the_flow_back(shell: Shell, flow
     assert "\x1b[" in said.out
     assert "Recovered. " in said.out
     await shell.ok("validate", flow)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+async def test_alerts_are_followed_until_ctrl_c(shell: Shell, flow: str, hand: asyncpg.Connection, options: list[str]) -> None:
+    following = asyncio.create_task(shell.followed("alerts", "--follow", *options, until=flow))
+    await hand.execute(STATE, flow)
+    await shell.ok("recover", flow, "--yes")
+    lines = await following
+    assert "recovered" in lines[-1].lower()
 
 
 async def test_a_tenant_without_alerts_is_told_so(shell: Shell) -> None:
