@@ -26,6 +26,7 @@ EVERY = (
     ["checkpoint", "restore", "X", "--yes"],
     ["checkpoint", "prune", "X", "--yes"],
     ["alerts", "--flow", "X"],
+    ["audit", "verify", "X"],
 )
 
 
