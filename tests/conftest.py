@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres", choices=("18", "15"), default="18", help="which PostgreSQL the tests run on")
     parser.addoption("--corrupted", type=int, default=18, help="how many flows are corrupted in test_corruption.py")
     parser.addoption("--kills", type=int, default=3, help="how often a server is killed in each test that kills one again and again")
+    parser.addoption("--rounds", type=int, default=1, help="how often tests/linearizability kills, cuts and restarts; 20 for a long look")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from uuid import UUID
@@ -49,6 +49,10 @@ class Resumptions:
         async with asyncio.timeout(PATIENCE):
             await self._some.wait()
         self._some.clear()
+
+    async def because(self, reason: str) -> None:
+        """Returns once there was one for that reason."""
+        await until(lambda: any(reason in why for _, why in self.told))
 
 
 async def renamed(client: Both, flow_id: str, times: int = 1) -> int:
@@ -135,20 +139,20 @@ async def test_both_watches_go_on_over_a_kill_a_drain_and_old_age(urls: Urls, tm
         await first.kill()
         await both_resumed(*resumed)
         second = await stack.enter_async_context(serving(tmp_path, **database(urls), port=port))
-        await renamed(client, flow_id, 3)
+        reached = await renamed(client, flow_id, 3)
+        await until(lambda: all(watch.position == reached for watch in watches))  # so both have a stream of this server
         second.terminate()
-        await both_resumed(*resumed)
+        for one in resumed:
+            await one.because("the server is stopping")
         assert await second.exit_code() == 0
         await stack.enter_async_context(serving(tmp_path, **database(urls), port=port, watch_max_age_seconds=1))
         await renamed(client, flow_id, 3)
         for one in resumed:
-            while not any("the stream is old" in why for _, why in one.told):
-                await one.one()
+            await one.because("the stream is old")
         await renamed(client, flow_id, 3)
         await cancelled(client, flow_id)
         for before, after, one in zip(seen, following, resumed, strict=True):
             assert before + await after == list(range(1, 15))
-            assert any("the server is stopping" in why for _, why in one.told)
             assert [position for position, _ in one.told] == sorted(position for position, _ in one.told)
 
 
@@ -179,33 +183,46 @@ async def test_a_connection_that_is_cut_again_and_again_costs_no_event_and_repea
     assert len(resumed.told) >= 4
 
 
+async def both_at_once(said: Callable[[Connect], Awaitable[None]]) -> None:
+    """What is said of one client is so of both; for what takes its time, they take it together."""
+    await asyncio.gather(*(said(connect) for connect in (threaded, native)))
+
+
 async def test_a_connection_on_which_not_even_heartbeats_arrive_is_given_up(
-    connect: Connect, wire: Line, caller: Caller, channel: grpc.aio.Channel
+    server: app.Server, caller: Caller, channel: grpc.aio.Channel
 ) -> None:
     beside = Tenancy(channel, UUID(str(caller.account)), UUID(str(caller.engagement)))
-    flow_id, resumed = (await beside.create()).flow_id, Resumptions()
-    async with connect(wire.address, caller) as client:
-        request = pb.WatchFlowRequest(flow_id=flow_id, start=ALL, heartbeat_interval=SECOND)
-        watch = client.watch(request, resuming=resumed)
-        assert (await watch.next()).revision == 1
-        wire.mute()
-        following = asyncio.ensure_future(rest(watch))
-        await beside.call("CancelFlow", flow_id=flow_id)
-        await resumed.one()
-        assert resumed.told[0] == (1, "nothing was heard for 3 s")
-        wire.cut()
-        wire.unmute()
-        assert await following == [2]
+
+    async def given_up(connect: Connect) -> None:
+        flow_id, resumed = (await beside.create()).flow_id, Resumptions()
+        async with line(server.address) as wire, connect(wire.address, caller) as client:
+            request = pb.WatchFlowRequest(flow_id=flow_id, start=ALL, heartbeat_interval=SECOND)
+            watch = client.watch(request, resuming=resumed)
+            assert (await watch.next()).revision == 1
+            wire.mute()
+            following = asyncio.ensure_future(rest(watch))
+            await beside.call("CancelFlow", flow_id=flow_id)
+            await resumed.one()
+            assert resumed.told[0] == (1, "nothing was heard for 3 s")
+            wire.cut()
+            wire.unmute()
+            assert await following == [2]
+
+    await both_at_once(given_up)
 
 
-async def test_a_slow_reader_is_not_taken_for_a_dead_connection(client: Both) -> None:
-    flow_id, resumed = await created(client), Resumptions()
-    watch = client.watch(pb.WatchFlowRequest(flow_id=flow_id, start=ALL, heartbeat_interval=SECOND), resuming=resumed)
-    assert (await watch.next()).revision == 1
-    await asyncio.sleep(3.5)  # longer than silence is put up with
-    await cancelled(client, flow_id)
-    assert await rest(watch) == [2]
-    assert resumed.told == []
+async def test_a_slow_reader_is_not_taken_for_a_dead_connection(server: app.Server, caller: Caller) -> None:
+    async def read_slowly(connect: Connect) -> None:
+        async with connect(server.address, caller) as client:
+            flow_id, resumed = await created(client), Resumptions()
+            watch = client.watch(pb.WatchFlowRequest(flow_id=flow_id, start=ALL, heartbeat_interval=SECOND), resuming=resumed)
+            assert (await watch.next()).revision == 1
+            await asyncio.sleep(3.5)  # longer than silence is put up with
+            await cancelled(client, flow_id)
+            assert await rest(watch) == [2]
+            assert resumed.told == []
+
+    await both_at_once(read_slowly)
 
 
 async def test_both_watches_go_on_when_their_workers_are_killed(urls: Urls, tmp_path: Path, caller: Caller) -> None:
@@ -321,18 +338,19 @@ async def test_a_watch_that_is_refused_says_so_at_once(client: Both) -> None:
         await client.events("01890000-0000-7000-8000-000000000000").next()
 
 
-async def test_a_watch_gives_up_when_the_service_stays_away_for_longer_than_its_patience(
-    connect: Connect, server: app.Server, caller: Caller
-) -> None:
-    async with line(server.address) as wire, connect(wire.address, caller, patience=Patience(watch=1.0)) as client:
-        flow_id, resumed = await created(client), Resumptions()
-        watch = client.watch(pb.WatchFlowRequest(flow_id=flow_id, start=ALL, heartbeat_interval=SECOND), resuming=resumed)
-        assert (await watch.next()).revision == 1
-        wire.close()
-        with pytest.raises(Unavailable):
-            await watch.next()
-        assert resumed.told
-        assert watch.position == 1
+async def test_a_watch_gives_up_when_the_service_stays_away_for_longer_than_its_patience(server: app.Server, caller: Caller) -> None:
+    async def patient_for_a_second(connect: Connect) -> None:
+        async with line(server.address) as wire, connect(wire.address, caller, patience=Patience(watch=1.0)) as client:
+            flow_id, resumed = await created(client), Resumptions()
+            watch = client.watch(pb.WatchFlowRequest(flow_id=flow_id, start=ALL, heartbeat_interval=SECOND), resuming=resumed)
+            assert (await watch.next()).revision == 1
+            wire.close()
+            with pytest.raises(Unavailable):
+                await watch.next()
+            assert resumed.told
+            assert watch.position == 1
+
+    await both_at_once(patient_for_a_second)
 
 
 async def test_closing_a_watch_ends_whoever_reads_it_and_its_stream(client: Both, server: app.Server) -> None:

@@ -7,10 +7,13 @@ import socket
 import time
 from uuid import uuid4
 
+import grpc
 import pytest
+from flowledger_client.errors import ConcurrentModification, DeadlineExceeded, Told
 
 from server.__main__ import main
 from server.console import commands
+from server.console.calling import sentence
 from server.settings import CLIENT_VARIABLES, Settings, SettingsError
 from tests.console.shell import Shell
 from tests.contract.test_readme import rows
@@ -46,6 +49,25 @@ async def test_what_is_not_there_is_said_not_to_be_there(shell: Shell, command: 
     else:
         assert (result.code, result.out) == (1, "")
         assert re.fullmatch(rf"flowledger: [^\n]*{missing}[^\n]* \((FLOW|CHECKPOINT)_NOT_FOUND\)\n", result.err)
+
+
+async def test_a_limit_is_named_with_its_field(shell: Shell, flow: str) -> None:
+    result = await shell.run("checkpoint", "create", flow, "--reason", "x" * 2001)
+    assert result.code == 1
+    assert re.fullmatch(r"flowledger: reason: [^\n]*2,?000[^\n]* \(INVALID_REQUEST\)\n", result.err)
+
+
+def test_what_belongs_to_a_reason_is_told_unless_it_was_said() -> None:
+    told = Told("CONCURRENT_MODIFICATION", {"expected_revision": "4", "current_revision": "17"})
+    failure = ConcurrentModification("the flow is at revision 17", grpc.StatusCode.ABORTED, told)
+    assert sentence(failure, "host:1", 5) == "the flow is at revision 17; expected revision 4 (CONCURRENT_MODIFICATION)"
+
+
+def test_a_service_that_does_not_answer_in_time_leaves_no_doubt_about_the_doubt() -> None:
+    failure = DeadlineExceeded("Deadline Exceeded", grpc.StatusCode.DEADLINE_EXCEEDED, Told())
+    assert sentence(failure, "host:1", 5).startswith(
+        "the service at host:1 has not answered within 5 s, and whether it did what was asked is"
+    )
 
 
 async def test_another_tenants_flow_is_not_there(shell: Shell, flow: str) -> None:

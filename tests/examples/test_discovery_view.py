@@ -36,6 +36,11 @@ def changed(phase: str, before: str, after: str, **fields: object) -> event_pb2.
     )
 
 
+def replaced(cause: str, **fields: object) -> event_pb2.EventChange:
+    number = event_pb2.ReplacementCause.Value(f"REPLACEMENT_CAUSE_{cause}")
+    return event_pb2.EventChange(replaced=event_pb2.FlowReplaced(cause=number, **fields))  # type: ignore[arg-type]
+
+
 PAUSE = event_pb2.HoldChanged(to_hold=event_pb2.FLOW_HOLD_PAUSED, reason="lunch")
 TWO_SECONDS = duration_pb2.Duration(seconds=2)
 TIMING = activity_pb2.ActivityEntry(kind=activity_pb2.ACTIVITY_KIND_TIMING, phase="a", duration=TWO_SECONDS, value=9, unit="rows/s")
@@ -72,10 +77,30 @@ TIMEOUT = flow_pb2.PhaseFailure(code=flow_pb2.FAILURE_CODE_AGENT_TIMEOUT, messag
         ),
         (event_pb2.EventChange(deleted=event_pb2.FlowDeleted(reason="old")), "the flow was deleted: old"),
         (event_pb2.EventChange(undeleted=event_pb2.FlowUndeleted()), "the flow was brought back"),
+        (replaced("REVERT", source_revision=7, reason="wrong wave"), "the flow went back to revision 7: wrong wave"),
+        (replaced("FORK", source_revision=7, source_flow_id="f"), "the flow began as a copy of f, revision 7"),
+        (replaced("RESTORE", source_revision=7, source_checkpoint_id="c"), "checkpoint c was restored, of revision 7"),
+        (replaced("RECOVERY", source_revision=7), "the flow was recovered from revision 7"),
+        (
+            replaced("RECOVERY", source_revision=7, source_checkpoint_id="c", children_removed=["planning"], documents_removed=["state"]),
+            "the flow was recovered from checkpoint c, without its planning, state",
+        ),
+        (replaced("RECOVERY"), "the flow was recovered from what could be derived"),
+        (event_pb2.EventChange(lost=event_pb2.EventLost()), "what happened here was lost"),
+        (event_pb2.EventChange(), "something newer than this client: a change without a name"),
+        (
+            event_pb2.EventChange(phase=event_pb2.PhaseChanged(phase="a", to_state=99)),  # type: ignore[arg-type]
+            "a is 99",
+        ),
     ],
 )
 def test_an_event_reads_as_a_sentence(change: event_pb2.EventChange, sentence: str) -> None:
     assert event_text(event_pb2.FlowEvent(changes=[change])) == sentence
+
+
+def test_an_event_tells_first_that_everything_was_replaced() -> None:
+    event = event_pb2.FlowEvent(changes=[changed("a", "COMPLETED", "NOT_STARTED"), replaced("REVERT", source_revision=1)])
+    assert event_text(event) == "the flow went back to revision 1; a is not started"
 
 
 def test_an_event_tells_of_phases_first_and_of_progress_that_fell() -> None:

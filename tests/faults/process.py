@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,18 +57,23 @@ def database(urls: Urls) -> dict[str, object]:
     return {"database_url": urls.service, "owner_database_url": urls.owner, "keys": KEYS}
 
 
-def command(name: str, *arguments: object) -> list[str]:
-    """How the command line is called."""
-    return [sys.executable, "-m", "server", name, *map(str, arguments)]
+def command(name: str, *arguments: object, program: Sequence[str] = ("server",)) -> list[str]:
+    """How the command line is called; ``program`` is a module that stands in for it, with its arguments."""
+    return [sys.executable, "-m", *program, name, *map(str, arguments)]
+
+
+def serving(place: Path, **variables: object) -> AbstractAsyncContextManager[ServerProcess]:
+    """A server process that takes calls; killed at the end unless it has ended before. Its log lies in ``place``."""
+    return serving_with(("server",), place, variables)
 
 
 @asynccontextmanager
-async def serving(place: Path, **variables: object) -> AsyncIterator[ServerProcess]:
-    """A server process that takes calls; killed at the end unless it has ended before. Its log lies in ``place``."""
+async def serving_with(program: Sequence[str], place: Path, variables: Mapping[str, object]) -> AsyncIterator[ServerProcess]:
+    """As ``serving``, with a module that stands in for the server's own."""
     ready = place / f"ready-{time.monotonic_ns()}"
     log = ready.with_suffix(".log")
     with log.open("wb") as output:
-        arguments = command("serve", "--ready-file", ready)
+        arguments = command("serve", "--ready-file", ready, program=program)
         process = subprocess.Popen(arguments, env=environment(**variables), stdout=output, stderr=output)  # noqa: ASYNC220 - starts at once
     try:
         deadline = time.monotonic() + START_SECONDS

@@ -56,7 +56,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 @asynccontextmanager
-async def served(urls: Urls, folder: Path, *options: str, **variables: str) -> AsyncIterator[Served]:
+async def served(urls: Urls, folder: Path, *options: str, count: int = WORKERS, **variables: str) -> AsyncIterator[Served]:
     environment = {
         **os.environ,
         "FLOWLEDGER_DATABASE_URL": urls.service,
@@ -67,7 +67,7 @@ async def served(urls: Urls, folder: Path, *options: str, **variables: str) -> A
         **{f"FLOWLEDGER_{name.upper()}": value for name, value in variables.items()},
     }
     ready = folder / "ready"
-    command = [sys.executable, "-m", "server", "serve", "--workers", str(WORKERS), "--ready-file", str(ready), *options]
+    command = [sys.executable, "-m", "server", "serve", "--workers", str(count), "--ready-file", str(ready), *options]
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=log)
     try:

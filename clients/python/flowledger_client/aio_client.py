@@ -171,7 +171,7 @@ class _Calls:
                 except grpc.RpcError as error:
                     failure = error_of(error, request_id)
                     if (pause := tries.pause(failure)) is None:
-                        raise failure from error
+                        raise tries.verdict(failure) from error
                 await asyncio.sleep(pause)
 
         return call

@@ -48,6 +48,7 @@ class Tries:
         """``timeout`` seconds are for all of them, ``attempt`` for each."""
         self._attempt, self._backoff, self._clock = attempt, backoff, clock
         self._end = clock() + timeout
+        self._told: FlowledgerError | None = None
 
     @property
     def seconds(self) -> float:
@@ -56,7 +57,13 @@ class Tries:
 
     def pause(self, failure: FlowledgerError) -> float | None:
         """How long to wait before the next one; None when there is to be none."""
+        if failure.reason:
+            self._told = failure
         if not failure.passing and failure.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
             return None
         pause = self._backoff.pause(failure.retry_seconds)
         return pause if self._clock() + pause < self._end else None
+
+    def verdict(self, failure: FlowledgerError) -> FlowledgerError:
+        """What to tell when ``failure`` is the last: why the server would not, rather than that time was short for one more."""
+        return self._told if self._told is not None and failure.code is grpc.StatusCode.DEADLINE_EXCEEDED else failure

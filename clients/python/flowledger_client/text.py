@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flowledger.v1 import activity_pb2, event_pb2, flow_pb2
 
 _ORDER = {"replaced": 0, "phase": 1}
@@ -18,12 +20,12 @@ def event_text(event: event_pb2.FlowEvent) -> str:
 
 def state_name(state: flow_pb2.PhaseState.ValueType) -> str:
     """A phase state for people: `waiting approval`."""
-    return _plain(flow_pb2.PhaseState.Name(state), "PHASE_STATE_").replace("_", " ").lower()
+    return _named(flow_pb2.PhaseState, state, "PHASE_STATE_").replace("_", " ").lower()
 
 
 def status_name(status: flow_pb2.FlowStatus.ValueType) -> str:
     """A flow status as the documentation writes it: `WAITING_APPROVAL`."""
-    return _plain(flow_pb2.FlowStatus.Name(status), "FLOW_STATUS_")
+    return _named(flow_pb2.FlowStatus, status, "FLOW_STATUS_")
 
 
 def _change(change: event_pb2.EventChange) -> str:
@@ -35,7 +37,7 @@ def _change(change: event_pb2.EventChange) -> str:
         case "phase":
             return _phase(change.phase)
         case "hold":
-            hold = _plain(event_pb2.FlowHold.Name(change.hold.to_hold), "FLOW_HOLD_").lower()
+            hold = _named(event_pb2.FlowHold, change.hold.to_hold, "FLOW_HOLD_").lower()
             return f"the flow is now {hold}{_because(change.hold.reason)}"
         case "fields":
             return "name or labels changed"
@@ -100,7 +102,7 @@ def _replaced(changed: event_pb2.FlowReplaced) -> str:
         case event_pb2.REPLACEMENT_CAUSE_RECOVERY:
             told = f"the flow was recovered from {checkpoint or revision or 'what could be derived'}"
         case cause:
-            told = f"the flow was replaced, {_plain(event_pb2.ReplacementCause.Name(cause), 'REPLACEMENT_CAUSE_')}"
+            told = f"the flow was replaced, {_named(event_pb2.ReplacementCause, cause, 'REPLACEMENT_CAUSE_')}"
     gone = [*(f"its {child}" for child in changed.children_removed), *changed.documents_removed]
     without = f", without {', '.join(gone)}" if gone else ""
     return f"{told}{without}{_because(changed.reason)}"
@@ -109,17 +111,21 @@ def _replaced(changed: event_pb2.FlowReplaced) -> str:
 def _activity(entry: activity_pb2.ActivityEntry) -> str:
     if entry.kind == activity_pb2.ACTIVITY_KIND_TIMING:
         return f"{entry.phase} took {entry.duration.ToTimedelta().total_seconds() * 1000:,.0f} ms, {entry.value:,.0f} {entry.unit}"
-    kind = _plain(activity_pb2.ActivityKind.Name(entry.kind), "ACTIVITY_KIND_").lower()
+    kind = _named(activity_pb2.ActivityKind, entry.kind, "ACTIVITY_KIND_").lower()
     return f"{kind} recorded: {entry.message or entry.subject}"
 
 
 def _code(failure: flow_pb2.PhaseFailure) -> str:
-    return _plain(flow_pb2.FailureCode.Name(failure.code), "FAILURE_CODE_")
+    return _named(flow_pb2.FailureCode, failure.code, "FAILURE_CODE_")
 
 
 def _because(reason: str) -> str:
     return f": {reason}" if reason else ""
 
 
-def _plain(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix)
+def _named(enum: Any, value: int, prefix: str) -> str:
+    """The value's name without its prefix; the number of one that is newer than this client."""
+    try:
+        return str(enum.Name(value)).removeprefix(prefix)
+    except ValueError:
+        return str(value)
