@@ -106,9 +106,11 @@ class Rescue:
         """
         key = asked.key
         for _ in range(ATTEMPTS):
-            if request is not None and not asked.rehearse and (found := await answered(self._store.database, key.tenant, request)):
+            if found := await self._answered(asked, request):
                 return found
             examined = await self._examined(key)
+            if found := await self._answered(asked, request):  # meanwhile: what was looked at may be what it led to
+                return found
             evidence = examined.evidence
             copy = await self._checkpoints.newest_readable(key) if rungs.mendable(evidence) else ""
             ground = _ground(evidence, copy, asked.lowest, asked.occasion)
@@ -126,6 +128,12 @@ class Rescue:
             except (Overtaken, HistoryDamaged, RevisionCompacted):  # somebody else changed it since it was looked at
                 continue
         raise StoreUnavailable(f"others changed what is stored of the flow in each of {ATTEMPTS} attempts: retry in a moment")
+
+    async def _answered(self, asked: Asked, request: Request | None) -> Answered | None:
+        """What the request was answered before; a rehearsal takes none."""
+        if request is None or asked.rehearse:
+            return None
+        return await answered(self._store.database, asked.key.tenant, request)
 
     async def _examined(self, key: FlowKey) -> Examined:
         found = await self._examiner.examine(key)

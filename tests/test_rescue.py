@@ -14,6 +14,7 @@ import pytest
 import zstandard
 
 from server.operations import replace_content
+from server.repository import event_codec
 from server.repository.history import History
 from server.repository.plan import Asked as AskedCommit
 from server.repository.plan import Birth
@@ -592,3 +593,33 @@ async def test_recoveries_are_told_of_once_each(store: Store, hand: asyncpg.Conn
     assert {who for who, _ in bell.rung} == {tenant}
     assert "quarantine" in bell.rung[0][1].message
     assert "revision 111" in bell.rung[1][1].message
+
+
+async def first_format(hand: asyncpg.Connection, key: FlowKey) -> None:
+    """Store the flow's history as the first release wrote it: another hash, no bases, no earlier documents."""
+    link = event_codec.NO_HASH
+    for row in await hand.fetch("SELECT revision, time, actor, body FROM events WHERE flow_id = $1 ORDER BY revision", key.flow_id):
+        link = event_codec.chained_1(link, key, *row)
+        await hand.execute("UPDATE events SET hash = $3, format = 1 WHERE flow_id = $1 AND revision = $2", key.flow_id, row[0], link)
+    await hand.execute("UPDATE flows SET head_hash = $2 WHERE flow_id = $1", key.flow_id, link)
+    for table in ("bases", "document_versions"):
+        await hand.execute(f"DELETE FROM {table} WHERE flow_id = $1", key.flow_id)
+
+
+async def test_a_flow_of_the_first_release_is_right_and_can_be_mended(store: Store, hand: asyncpg.Connection) -> None:
+    tenant = rows.tenant()
+    flow_id = await grown(store, tenant)
+    key = FlowKey(tenant, flow_id)
+    await first_format(hand, key)
+    before = await store.record(tenant, flow_id)
+    assert await left(store, key) == set()
+    for name in ("progress 150", "child missing"):
+        await hand.execute(WAYS[name].sql, flow_id)
+    done = await recover(store, key)
+    after = await store.record(tenant, flow_id)
+    assert done.plan.rung is Rung.REPAIR
+    assert (after.head.flow.children, after.documents) == (before.head.flow.children, before.documents)
+    assert await left(store, key) == set()
+    await hand.execute("UPDATE events SET actor = 'mallory' WHERE flow_id = $1 AND revision = 55", flow_id)
+    assert await left(store, key) == {CHANGED}
+    await goes_on(store, key)

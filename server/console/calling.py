@@ -6,6 +6,7 @@ import getpass
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,15 @@ import typer
 from flowledger.v1.admin_service_pb2_grpc import AdminServiceStub
 from flowledger.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from flowledger_client import Caller, Client, FlowledgerError, Patience, channel_options, error_of
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from server.console.screen import Screen, clean, standard_screen
 
 P = ParamSpec("P")
 REACH_SECONDS = 3.0
+PAUSE_SECONDS = 0.2
+_AWAY = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE})
 FOUND_WRONG = 3
 OPERATORS = "Flows, for their operators"
 PANEL = "Whom to call, and how to answer"
@@ -139,6 +144,8 @@ def _errors(address: str, timeout: float) -> Iterator[None]:
         _end(str(error), 1)
     except Refused as error:
         _end(str(error), 2)
+    except BrokenPipeError:
+        os._exit(0)  # whoever reads has read enough; an orderly end would write once more
     except OSError as error:
         _end(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except KeyboardInterrupt:
@@ -166,14 +173,24 @@ def sentence(failure: FlowledgerError, address: str, timeout: float) -> str:
 
 
 def _reach(address: str) -> None:
-    """Raises Failed quickly, where a call would go on trying."""
+    """Raises Failed quickly, where a call would go on trying: when nobody answers, and when the service says that it cannot serve."""
+    end = time.monotonic() + REACH_SECONDS
     with grpc.insecure_channel(address, options=channel_options()) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=REACH_SECONDS)
-        except grpc.FutureTimeoutError:
-            raise Failed(
-                f"no service answers at {address}: is it running there? --address or FLOWLEDGER_CLIENT_ADDRESS names another"
-            ) from None
+        health: Any = HealthStub(channel)  # its stubs do not know its methods
+        while True:
+            try:
+                status = health.Check(HealthCheckRequest(), timeout=max(0.1, end - time.monotonic()), wait_for_ready=True).status
+            except grpc.RpcError as error:
+                if error.code() not in _AWAY:
+                    return  # somebody answers, and what is called next tells the rest
+                raise Failed(
+                    f"no service answers at {address}: is it running there? --address or FLOWLEDGER_CLIENT_ADDRESS names another"
+                ) from None
+            if status != HealthCheckResponse.NOT_SERVING:
+                return
+            if time.monotonic() + PAUSE_SECONDS > end:
+                raise Failed(f"the service at {address} runs, and cannot serve: its database is away, or it is stopping; its log says more")
+            time.sleep(PAUSE_SECONDS)
 
 
 def _login() -> str:

@@ -102,7 +102,7 @@ def _pages(operator: Operator, request: pb.ListFlowEventsRequest) -> Iterator[ev
 def _show(operator: Operator, flow: str, head: pb.ListFlowEventsResponse, events: deque[event_pb2.FlowEvent], narrowed: bool) -> None:
     screen = operator.screen
     if not events:
-        screen.line(f"No event of {flow} is so." if narrowed else f"Nothing came after that: {flow} is at revision {head.head_revision}.")
+        screen.line(f"No event of {flow} matches." if narrowed else f"Nothing came after that: {flow} is at revision {head.head_revision}.")
         return
     columns = Column("rev", right=True), Column(f"time {zone()}"), Column("who", most=16), Column("%", right=True), Column("what")
     screen.table(columns, [_row(event, screen.narrow) for event in events])
@@ -132,6 +132,6 @@ def _follow(operator: Operator, flow: str, after: int) -> None:
                 screen.documents([event])
             else:
                 revision, time, who, percent, what = _row(event, screen.narrow)
-                screen.line(Text.assemble(revision, "  ", time, "  ", clean(who), "  ", percent, " %  ", clean(what)))
+                screen.line(Text.assemble(revision.rjust(3), "  ", time, "  ", clean(who), "  ", percent, " %  ", clean(what)))
     if events.end is not None and not screen.json:
         screen.line(f"That is all: {events.end.message or 'the flow has ended'}.", "dim")

@@ -224,7 +224,8 @@ class Walk:
         self._exact = self._exact and read.format == event_codec.FORMAT
         self._flow, self._versions = flow, written(self._versions, event)
         for fact in event.facts:
-            if isinstance(fact, DocumentChanged):
+            # Before format 2 earlier documents were not kept.
+            if isinstance(fact, DocumentChanged) and read.format == event_codec.FORMAT:
                 self._needed[fact.place, event.revision] = self._versions[fact.place]
         if event.revision == 1:
             self._first = self._state()

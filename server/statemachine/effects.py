@@ -51,7 +51,7 @@ def _told(state: PhaseState | None) -> str:
 
 
 def _effect(flow: Flow, option: RecoveryOption, occasion: Occasion) -> Effect | None:
-    """The option's effect; None where that depends on what the caller says."""
+    """The option's effect; None where that depends on what the caller says, or the flow is one that no rule led to."""
     made = _CHANGES.get(option.remedy)
     if made is None:
         return None

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 import socket
+import sys
 import time
 from uuid import uuid4
 
 import grpc
 import pytest
 from flowledger_client.errors import ConcurrentModification, DeadlineExceeded, Told
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from server.__main__ import main
 from server.console import commands
 from server.console.calling import sentence
 from server.settings import CLIENT_VARIABLES, Settings, SettingsError
-from tests.console.shell import Shell
+from tests.console.shell import PATIENCE, ROOT, Shell
 from tests.contract.test_readme import rows
 
 EVERY = (
@@ -89,6 +95,23 @@ async def test_a_service_that_is_not_there_is_said_so_quickly(shell: Shell) -> N
     assert time.monotonic() - began < 15  # it is 3 s on a machine that has time
 
 
+async def test_a_service_that_cannot_serve_is_said_so_quickly(shell: Shell) -> None:
+    unwell = grpc.aio.server()
+    servicer = health.aio.HealthServicer()
+    await servicer.set("", HealthCheckResponse.NOT_SERVING)
+    add_HealthServicer_to_server(servicer, unwell)
+    address = f"127.0.0.1:{unwell.add_insecure_port('127.0.0.1:0')}"
+    await unwell.start()
+    try:
+        result = await shell.run("validate", str(uuid4()), "--address", address)
+    finally:
+        await unwell.stop(None)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == (
+        f"flowledger: the service at {address} runs, and cannot serve: its database is away, or it is stopping; its log says more\n"
+    )
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -138,6 +161,18 @@ async def test_on_a_terminal_there_are_colours_unless_somebody_minds(shell: Shel
 
 async def test_a_pipe_gets_no_colours_even_when_they_are_forced(shell: Shell, flow: str) -> None:
     assert "\x1b" not in (await shell.run("history", flow, FORCE_COLOR="1")).out
+
+
+async def test_a_reader_that_has_enough_is_no_error(shell: Shell, flow: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = (sys.executable, "-m", "server", "history", flow)
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, env={**os.environ, **shell.environment}, stdout=writer, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(writer)
+    _, told = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert (process.returncode, told) == (0, b"")
 
 
 def test_the_server_lets_the_commands_have_their_variables(monkeypatch: pytest.MonkeyPatch) -> None:

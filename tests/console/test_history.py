@@ -53,7 +53,7 @@ async def test_history_is_narrowed(shell: Shell, flow: str, options: list[str], 
 
 async def test_a_history_without_such_events_says_so(shell: Shell, flow: str) -> None:
     assert (await shell.ok("history", flow, "--after", "4")).out == f"Nothing came after that: {flow} is at revision 4.\n"
-    assert (await shell.ok("history", flow, "--actor", "eve")).out == f"No event of {flow} is so.\n"
+    assert (await shell.ok("history", flow, "--actor", "eve")).out == f"No event of {flow} matches.\n"
 
 
 async def test_history_follows_a_flow_to_its_end(shell: Shell, flow: str, tenancy: Tenancy) -> None:

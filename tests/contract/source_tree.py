@@ -72,7 +72,9 @@ PURE = frozenset(
     {"__future__", "collections", "dataclasses", "datetime", "enum", "hashlib", "json", "math", "orjson", "re", "types", "typing", "uuid"}
 )
 # What the operator's commands are made of: the contract and its client, and what shows things on a terminal.
-CLIENT = frozenset({"flowledger", "flowledger_client", "google", "grpc", "rich", "typer", "server", *sys.stdlib_module_names})
+CLIENT = frozenset(
+    {"flowledger", "flowledger_client", "google", "grpc", "grpc_health", "rich", "typer", "server", *sys.stdlib_module_names}
+)
 FORBIDDEN: dict[str, frozenset[str]] = {
     "repository": frozenset({"grpc", "grpc_status", "grpc_health", "grpc_reflection", "flowledger", "google"}),
     "services": frozenset({"sqlalchemy", "asyncpg", "redis", "alembic", "psycopg"}),
