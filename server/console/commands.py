@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from server.console import alerts, checkpoints, history, rescue
+from server.console import alerts, audit, checkpoints, history, rescue
 
-NAMES = frozenset({"history", "diff", "checkpoint", "validate", "recover", "alerts"})
+NAMES = frozenset({"history", "diff", "checkpoint", "validate", "recover", "alerts", "audit"})
 
 
 def add(to: typer.Typer) -> None:
     """Add them to the `flowledger` command."""
-    for group in (history, checkpoints, rescue, alerts):
+    for group in (history, checkpoints, rescue, alerts, audit):
         group.add(to)
 
 

@@ -35,6 +35,7 @@ EVERY = (
     ["checkpoint", "restore", "X", "--yes"],
     ["checkpoint", "prune", "X", "--yes"],
     ["alerts", "--flow", "X"],
+    ["audit", "verify", "X"],
 )
 
 
