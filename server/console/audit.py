@@ -50,7 +50,7 @@ def export(
     flow: Annotated[str, typer.Option("--flow", metavar="FLOW", help="Only this flow.")] = "",
     hashes: Annotated[bool, typer.Option("--without-content", help="Hashes only, nothing of what stands in the events.")] = False,
 ) -> None:
-    """Write all events with their hashes into a file, in signed pages, for clients/python/audit_export.py to verify anywhere."""
+    """Write all events with their hashes into a file, in signed pages, for flowledger_client.audit_export to verify anywhere."""
     if file.exists():
         raise typer.BadParameter(f"{file} is there already, and what was kept is not overwritten", param_hint="FILE")
     screen = operator.screen
@@ -83,7 +83,7 @@ def export(
     screen.line(f"{went}: {file}, {size(file.stat().st_size)}.")
     _digests(operator, ("key", opening.public_key), ("head", closing.head_hash), ("digest", summary.digest))
     screen.line("Keep key and head somewhere else than the file: together they tell whether it is the one that was written now.")
-    screen.hint("To verify it, anywhere", f"python clients/python/audit_export.py verify {file} {opening.public_key.hex()}")
+    screen.hint("To verify it, anywhere", f"python -m flowledger_client.audit_export verify {file} {opening.public_key.hex()}")
 
 
 def _show(operator: Operator, found: pb.VerifyAuditResponse) -> None:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import asyncpg
+from flowledger_client import audit_export
 
-from clients.python import audit_export
 from tests.console.shell import Shell
 from tests.tenancy import Tenancy
 
