@@ -36,6 +36,7 @@ async def test_accounts_live_in_their_cells_behind_one_address(
                 flows = await asyncio.gather(*(tenancy.create() for tenancy in tenancies))
                 for tenancy, flow in zip(tenancies, flows, strict=True):
                     watch = tenancy.watch(flow.flow_id)
+                    assert (await watch.read()).HasField("opened")
                     assert (await watch.read()).revision == 1
                     await tenancy.move(flow.flow_id, "data_import", "IN_PROGRESS")
                     assert (await watch.read()).revision == 2

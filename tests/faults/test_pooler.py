@@ -73,6 +73,7 @@ async def test_hints_reach_other_servers_past_the_pooler(before: PgBouncer, urls
         tenancy = Tenancy.fresh(here)
         flow_id = (await tenancy.create()).flow_id
         watch = tenancy.on(there).watch(flow_id)
+        assert (await watch.read()).HasField("opened")
         assert (await watch.read()).revision == 1
         heard = asyncio.create_task(_next_event(watch))
         async with asyncio.timeout(30):  # the poll comes a minute from now
