@@ -18,7 +18,7 @@ from benchmarks.generator import Requests, Target, unary_load
 from benchmarks.sample import Measure, Sample
 from benchmarks.watching import SUBSCRIBERS, Topic, one_after_another
 from benchmarks.wire import message
-from server.app import channel_options
+from server.listening import channel_options
 from server.settings import Settings
 
 NAMES = ("echo", "bare fan-out")

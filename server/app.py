@@ -7,17 +7,14 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum, unique
 from uuid import UUID
 
-import grpc
 import structlog
 from flowledger.v1 import admin_service_pb2, checkpoint_service_pb2, flow_service_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.alarm import Alarm
 from server.breaker import Breaker
@@ -30,6 +27,7 @@ from server.checkpoints.ways_back import WaysBack
 from server.compacting import Compacted, compact_all
 from server.embedded import embedded
 from server.keeping import checkpoint_jobs, keeping, looking_job, sweeping, telling_of_breaks
+from server.listening import Port, listen
 from server.metrics import Metrics, exposed, registry_of
 from server.redis_link import RedisLink, ended, linked
 from server.repository import schema
@@ -58,7 +56,6 @@ from server.services.flow_service import FlowService, Sources
 from server.services.health import Health
 from server.services.key_admin import KeyAdmin
 from server.services.reads import Reads
-from server.services.reflection import add_reflection
 from server.services.watch import Watches, WatchSettings
 from server.settings import Settings
 from server.statemachine import document
@@ -76,13 +73,6 @@ SERVICES = (FLOW_SERVICE.full_name, CHECKPOINT_SERVICE.full_name, ADMIN_SERVICE.
 METRICS_SPARE = 63
 # What keys are derived for besides sealing.
 SIGNING = b"flowledger signing"
-# gRPC ends calls that have arrived and were not taken yet with CANCELLED when it closes, which a client takes for final: for this
-# long they are still taken, and held to be told to go elsewhere.
-REFUSING_SECONDS = 0.25
-# Part of the drain in which balancers are waited for that ask for health now and then: they send calls here until they have heard.
-HEARING_PART = 0.5
-# So many calls may wait to be taken.
-PENDING_CALLS = 20_000
 
 
 def now() -> datetime:
@@ -96,35 +86,6 @@ def new_id(clock: Callable[[], int] = time.time_ns, entropy: Callable[[int], byt
     value = (milliseconds & (1 << 48) - 1) << 80 | int.from_bytes(entropy(10), "big")
     value = value & ~(0xF << 76) | 0x7 << 76  # version 7
     return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)  # variant of RFC 9562
-
-
-@unique
-class Port(Enum):
-    """Whether a server has its port for itself."""
-
-    OWN = "own"
-    # Other processes of the same service listen there too.
-    SHARED = "shared"
-
-
-def channel_options(settings: Settings, port: Port = Port.OWN) -> list[tuple[str, int]]:
-    """How gRPC behaves on the server's side of a connection."""
-    return [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", settings.max_message_bytes),
-        # Two servers on one port share its connections without a word: only workers may.
-        ("grpc.so_reuseport", 1 if port is Port.SHARED else 0),
-        # Of calls that come all at once, as when every stream comes back after a restart, gRPC ends those beyond a thousand with CANCELLED.
-        ("grpc.server.max_pending_requests", PENDING_CALLS),
-        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS),
-        # A peer that vanished from an idle stream is noticed after about ten seconds.
-        ("grpc.keepalive_time_ms", 10_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.http2.ping_timeout_ms", 5_000),
-        # Clients may ping an idle watch as often as every five seconds.
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
 
 
 def _unheard(*_: object) -> None:
@@ -204,7 +165,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
             watches.drain()
             alert_admin.drain()
 
-        port = await _serve(stack, settings, shared, handlers, boundary, health, drain, commits)
+        port = await listen(stack, settings, shared, handlers, boundary, health, drain, commits, SERVICES)
         jobs = [*checkpoint_jobs(archive, sources), *kept.jobs, looking_job(database, raise_alert, sources)]
         background = [
             asyncio.create_task(health.follow(database.check), name="health"),
@@ -212,41 +173,6 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         ]
         stack.push_async_callback(ended, background)
         yield Server(f"{settings.host}:{port}", port, drain, raise_alert)
-
-
-async def _serve(
-    stack: AsyncExitStack,
-    settings: Settings,
-    shared: Port,
-    handlers: Sequence[grpc.GenericRpcHandler],
-    boundary: Boundary,
-    health: Health,
-    drain: Callable[[], None],
-    commits: Commits,
-) -> int:
-    """Take calls from here on, until the stack is taken down; the port. Raises OSError when it is taken."""
-    server = grpc.aio.server(options=channel_options(settings, shared))
-    server.add_generic_rpc_handlers(tuple(handlers))
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    add_reflection(server, [*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name])
-    port = _bound(server, settings)
-    await server.start()
-    loop = asyncio.get_running_loop()
-
-    async def stop() -> None:
-        ending = loop.time() + settings.drain_seconds
-        drain()
-        await health.drain(settings.drain_seconds * HEARING_PART)
-        await asyncio.sleep(min(REFUSING_SECONDS, max(0.0, ending - loop.time())))
-        closing = asyncio.create_task(server.stop(max(0.0, ending - loop.time())))
-        await asyncio.sleep(0.0)  # gRPC has begun to close once the task has run
-        boundary.close()
-        health.close()
-        await closing
-        await commits.close(max(0.0, ending - loop.time()))
-
-    stack.push_async_callback(stop)
-    return port
 
 
 def _both(one: Tell, other: Tell) -> Tell:
@@ -366,11 +292,3 @@ async def adopt_key(settings: Settings) -> tuple[str | None, str]:
 
 def _given_keys(settings: Settings) -> str | None:
     return None if settings.keys is None else settings.keys.get_secret_value()
-
-
-def _bound(server: grpc.aio.Server, settings: Settings) -> int:
-    try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {settings.host}:{settings.port}: is another server there? Set FLOWLEDGER_PORT") from error
-    return int(port)

@@ -18,7 +18,8 @@ import typer
 import uvloop
 
 from server import embedded as private
-from server.app import Port, adopt_key, compacted, running
+from server.app import adopt_key, compacted, running
+from server.listening import Port
 from server.log import CallLog, logging
 from server.repository import distribution, schema
 from server.settings import Settings, SettingsError, rows

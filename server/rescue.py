@@ -32,6 +32,8 @@ from server.statemachine.values import DocumentPlace, Flow, FlowKey, Tenant
 # How often a recovery is planned anew because the flow moved meanwhile.
 ATTEMPTS = 5
 MESSAGE_MOST = 2000
+# So many losses an alert names.
+LOSSES_TOLD = 3
 RaiseAlert = Callable[[Tenant, Alert], Awaitable[None]]
 
 
@@ -188,7 +190,7 @@ class Rescue:
         assert plan.rung is not None
         assert made is not None
         severity = AlertSeverity.CRITICAL if plan.losses else AlertSeverity.WARNING
-        lost = f"; not brought back: {'; '.join(plan.losses)}" if plan.losses else ""
+        lost = f"; not brought back: {_summed_up(plan.losses)}" if plan.losses else ""
         text = f"flow recovered by {plan.rung.name}: {plan.summary}{lost}. What was there is in quarantine {done.quarantine_id}"
         await self._alert(asked, AlertKind.FLOW_RECOVERED, severity, text, f"{made.flow.revision}")
 
@@ -202,6 +204,12 @@ class Rescue:
         occasion, flow_id = asked.occasion, asked.key.flow_id
         alert = Alert(occasion.new_id(), kind, severity, occasion.now, text[:MESSAGE_MOST], f"{flow_id} {subject}", flow_id)
         await self._raise(asked.key.tenant, alert)
+
+
+def _summed_up(losses: Sequence[str]) -> str:
+    """The first losses; of many their number: the plan and the event have them all."""
+    more = len(losses) - LOSSES_TOLD
+    return "; ".join(losses[:LOSSES_TOLD]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _ground(evidence: Evidence, copy: Copy | str, lowest: Rung, occasion: Occasion) -> Ground:

@@ -52,8 +52,10 @@ ROOMS: dict[str, frozenset[str]] = {
     ),
     "cluster": frozenset({"programs"}),
     "embedded": frozenset({"cluster", "programs"}),
+    "listening": frozenset({"services", "repository", "settings"}),  # the gRPC server; app puts in what it serves
     "app": frozenset(
         {
+            "listening",
             "services",
             "checkpoints",
             "repository",
@@ -77,7 +79,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "workers": frozenset(),
     # A client like any other, that happens to come with the service: it knows the contract and nothing of what is behind it.
     "console": frozenset({"console"}),
-    "cli": frozenset({"app", "workers", "settings", "log", "embedded", "repository", "statemachine", "vault"}),
+    "cli": frozenset({"app", "listening", "workers", "settings", "log", "embedded", "repository", "statemachine", "vault"}),
     "__main__": frozenset({"cli", "console"}),
 }
 
