@@ -599,7 +599,7 @@ async def first_format(hand: asyncpg.Connection, key: FlowKey) -> None:
     """Store the flow's history as the first release wrote it: another hash, no bases, no earlier documents."""
     link = event_codec.NO_HASH
     for row in await hand.fetch("SELECT revision, time, actor, body FROM events WHERE flow_id = $1 ORDER BY revision", key.flow_id):
-        link = event_codec.chained_1(link, key, *row)
+        link = event_codec.chained_1(link, key, event_codec.content_of_1(*row))
         await hand.execute("UPDATE events SET hash = $3, format = 1 WHERE flow_id = $1 AND revision = $2", key.flow_id, row[0], link)
     await hand.execute("UPDATE flows SET head_hash = $2 WHERE flow_id = $1", key.flow_id, link)
     for table in ("bases", "document_versions"):
