@@ -137,7 +137,8 @@ async def test_no_table_and_no_redis_key_holds_anything_that_was_sealed(urls: Ur
         for _ in range(2):
             await tenancy.call("GetFlow", flow_id=flow_id, view="FLOW_VIEW_FULL", consistency="READ_CONSISTENCY_CACHED")
         await connection.execute(
-            "UPDATE checkpoints SET header = set_byte(header, 30, 7) WHERE checkpoint_id = $1", UUID(two.checkpoint_id)
+            "UPDATE checkpoints SET header = set_byte(header, 30, get_byte(header, 30) # 1) WHERE checkpoint_id = $1",
+            UUID(two.checkpoint_id),
         )
         assert (await sealing.refusal("RestoreCheckpoint", checkpoint_id=two.checkpoint_id)).reason == "CHECKPOINT_UNREADABLE"
         assert (await sealing.admin("ListAlerts")).alerts
