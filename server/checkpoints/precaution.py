@@ -10,7 +10,7 @@ from server.checkpoints.chunks import offloaded
 from server.checkpoints.taking import Wanted
 from server.repository.batch import merged_places
 from server.repository.flows import Head
-from server.repository.plan import Asked
+from server.repository.plan import Asked, Withheld
 from server.repository.requests import Answered, Committed, Request, answered
 from server.repository.store import Store
 from server.statemachine import flow as machine
@@ -36,6 +36,10 @@ class Precaution:
         policy = await self._policy_of(asked.tenant)
         if not may_want_copy(policy, asked.changes):
             return await self._store.commits.commit(asked)
+        try:  # mostly it turns out that none is wanted: only a phase that is complete takes its dependants back
+            return await self._store.commits.commit(replace(asked, withheld=lambda event: wanted_copy(policy, event) is not None))
+        except Withheld:
+            pass
         if asked.request is not None and (found := await answered(self._store.database, asked.tenant, asked.request)):
             return found
         for attempt in range(EXACT_ATTEMPTS + 1):

@@ -26,6 +26,7 @@ from server.repository.plan import (
     Asked,
     Plan,
     Waiting,
+    Withheld,
     applied,
     batch_of_plans,
     birth_plan,
@@ -426,7 +427,7 @@ class Commits:
             if found:
                 waiting.succeed(found)
 
-    async def _refuse(self, refused: Iterable[tuple[Waiting, FlowError]]) -> None:
+    async def _refuse(self, refused: Iterable[tuple[Waiting, FlowError | Withheld]]) -> None:
         """Tell callers no, unless the same request was told yes before."""
         for waiting, error in refused:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from uuid import UUID
@@ -15,6 +15,7 @@ from server.repository.requests import Answered, Committed, Request
 from server.statemachine import flow as machine
 from server.statemachine.change import Change, ReplaceContent
 from server.statemachine.errors import ConcurrentModification, FlowError, FlowNotFound
+from server.statemachine.event import Event
 from server.statemachine.flow import Occasion
 from server.statemachine.history import Kept, wants_base
 from server.statemachine.value import dataclass
@@ -31,9 +32,16 @@ class Birth:
     origin: Origin | None = None
 
 
+class Withheld(Exception):
+    """A commit would do what its caller did not want done yet; nothing is written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One commit as a caller asks for it; ``expected`` 0 means whatever revision is current, ``birth`` makes a new flow."""
+    """One commit as a caller asks for it; ``expected`` 0 means whatever revision is current, ``birth`` makes a new flow.
+
+    Where ``withheld`` holds of what it would do, it is not done: the caller gets Withheld.
+    """
 
     tenant: Tenant
     flow_id: UUID
@@ -42,6 +50,7 @@ class Asked:
     expected: int = 0
     request: Request | None = None
     birth: Birth | None = None
+    withheld: Callable[[Event], bool] | None = field(default=None, repr=False, compare=False)
     key: FlowKey = field(init=False, repr=False, compare=False)
     # Whether the flow is replaced as a whole; that goes by itself, since what it removes cannot be written in the same statement.
     replaces: bool = field(init=False, repr=False, compare=False)
@@ -77,7 +86,7 @@ class Plan:
     head: Head | None
     steps: list[Step] = field(default_factory=list)
     carried: list[Waiting] = field(default_factory=list)
-    refused: list[tuple[Waiting, FlowError]] = field(default_factory=list)
+    refused: list[tuple[Waiting, FlowError | Withheld]] = field(default_factory=list)
     # What batch.Moves wants to know besides the steps.
     kept: Kept | None = None
     texts: Mapping[DocumentPlace, tuple[int, bytes]] = field(default_factory=dict)
@@ -161,6 +170,9 @@ def applied(head: Head, group: Sequence[Waiting], texts: Mapping[DocumentPlace, 
             made = machine.apply(head.flow, asked.changes, asked.occasion, stored)
         except FlowError as error:
             plan.refused.append((waiting, error))
+            continue
+        if asked.withheld is not None and asked.withheld(made.event):
+            plan.refused.append((waiting, Withheld()))
             continue
         step = Step.after(asked.key, head, made)
         head = Head(made.flow, step.hash)

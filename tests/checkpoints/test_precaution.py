@@ -220,3 +220,14 @@ async def test_a_roll_back_whose_checkpoint_cannot_be_taken_is_not_done(here: Be
             await call
     assert (await here.store.head(tenant, flow_id)).flow.revision == 3
     await precaution(without).commit(here.store.asked(tenant, flow_id, UpdateFlow(display_name="x")))  # all else goes on
+
+
+async def test_a_phase_that_takes_nothing_back_is_sent_back_without_a_look_at_the_flow_before(here: Bench, tenant: Tenant) -> None:
+    class Unlooked(Precaution):
+        async def _secured(self, policy: Policy, asked: Asked) -> tuple[Asked, list[Checkpoint]]:
+            raise AssertionError("it was looked at")
+
+    flow_id = await at(here, tenant, _S.IN_PROGRESS)
+    unlooked = Unlooked(here.whole, here.archive, always(NONE))
+    assert isinstance(await unlooked.commit(here.store.asked(tenant, flow_id, to(_S.RETRY_NEEDED))), Committed)
+    assert await copies(here, tenant) == []
