@@ -227,7 +227,7 @@ async def test_a_phase_that_takes_nothing_back_is_sent_back_without_a_look_at_th
         async def _secured(self, policy: Policy, asked: Asked) -> tuple[Asked, list[Checkpoint]]:
             raise AssertionError("it was looked at")
 
-    flow_id = await at(here, tenant, _S.IN_PROGRESS)
+    flow_id = await at(here, tenant, to(_S.IN_PROGRESS))
     unlooked = Unlooked(here.whole, here.archive, always(NONE))
     assert isinstance(await unlooked.commit(here.store.asked(tenant, flow_id, to(_S.RETRY_NEEDED))), Committed)
     assert await copies(here, tenant) == []
