@@ -219,8 +219,11 @@ async def sql(urls: Urls, postgres: Cluster) -> AsyncIterator[asyncpg.Connection
 
 
 async def _settled(sql: asyncpg.Connection) -> None:
-    """Returns once PostgreSQL has noticed that nobody is there any more: until then it may end what it was told."""
-    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+    """Returns once PostgreSQL does nothing any more for who has gone: until then it may end what it was told."""
+    others = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+        " AND state IS DISTINCT FROM 'idle'"  # a pooler keeps connections on which nothing is done
+    )
 
     async def alone() -> bool:
         return bool(await sql.fetchval(others) == 1)
