@@ -12,7 +12,7 @@ import orjson
 
 from server.repository import checkpoint_statements as statements
 from server.repository.checkpoint_statements import CONTENT, PART, TOLD, Narrowed, labels_text
-from server.repository.database import Database
+from server.repository.database import COLLISIONS, Database
 from server.repository.keys import KeyRow, held_values
 from server.repository.requests import Reply, reply_values
 from server.repository.statement import given_values, of_tenant
@@ -117,7 +117,7 @@ class Checkpoints:
         }
         try:
             return bool(await self._database.write([new.tenant], statements.store(new.reply is not None), values))
-        except (asyncpg.UniqueViolationError, asyncpg.ForeignKeyViolationError):
+        except (asyncpg.UniqueViolationError, asyncpg.ForeignKeyViolationError, *COLLISIONS):
             return False
 
     async def get(self, tenant: Tenant, checkpoint_id: UUID) -> Checkpoint:

@@ -12,15 +12,17 @@ from sqlalchemy import ARRAY, BigInteger, Integer, LargeBinary, and_, bindparam,
 from sqlalchemy import UUID as UUIDType
 
 from server.repository.checkpoint_tables import checkpoint_parts, sealed_chunks, sealed_contents, tenant_keys
-from server.repository.database import Database
+from server.repository.database import COLLISIONS, Database
 from server.repository.keys import KeyRow, held, held_values
 from server.repository.statement import Columns, Statement, gate, gated, given, given_values, mine, mine_of, of_tenant, opened
 from server.repository.table_parts import TENANT_KEY, TIME
+from server.statemachine.errors import StoreUnavailable
 from server.statemachine.value import dataclass
 from server.statemachine.values import Tenant
 
 # Removing takes about a millisecond for each MiB: so many bytes at most in one transaction.
 REMOVED_BYTES = 64 * 1024 * 1024
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ class Contents:
         values = {**of_tenant(tenant), **held_values(key), "content_id": content_id, "number": number, "sealed": sealed}
         try:
             return bool(await self._database.write([tenant], _PUT, values))
-        except asyncpg.ForeignKeyViolationError:
+        except (asyncpg.ForeignKeyViolationError, *COLLISIONS):
             return False
 
     async def complete(self, tenant: Tenant, content_id: UUID, size: int, stored: int, digest: bytes | None) -> bool:
@@ -169,7 +171,7 @@ class Contents:
         values = {**of_tenant(tenant), "content_id": content_id, "new_size": size, "new_stored": stored, "new_digest": digest}
         try:
             return bool(await self._database.write([tenant], _COMPLETE, values))
-        except asyncpg.UniqueViolationError:
+        except (asyncpg.UniqueViolationError, *COLLISIONS):
             return False
 
     async def chunks(self, tenant: Tenant, checkpoint_id: UUID, places: Iterable[ChunkPlace]) -> dict[ChunkPlace, Chunk]:
@@ -193,17 +195,30 @@ class Contents:
     async def remove(self, tenant: Tenant, content_ids: Iterable[UUID]) -> int:
         """Remove those of the contents that no checkpoint holds, some at a time; how many they were."""
         left, removed = sorted(set(content_ids)), 0
+        collisions = 0
         while left:
-            async with self._database.begin([tenant]) as transaction:
-                taken: list[UUID] = []
-                size = 0
-                for content_id, content_size in await transaction.rows(_LOCK, {**of_tenant(tenant), "content_ids": left}):
-                    if taken and size + content_size > REMOVED_BYTES:
-                        break
-                    taken.append(content_id)
-                    size += content_size
-                if not taken:
-                    break
-                removed += len(await transaction.rows(_REMOVE, {**of_tenant(tenant), "content_ids": taken}))
+            try:
+                taken, done = await self._remove_some(tenant, left)
+            except COLLISIONS:  # with somebody who takes a checkpoint of the same contents, or removes one
+                collisions += 1
+                if collisions >= ATTEMPTS:
+                    raise StoreUnavailable(f"others were in the way in each of {ATTEMPTS} attempts: retry in a moment") from None
+                continue
+            if not taken:
+                break
+            removed += done
             left = [content_id for content_id in left if content_id > taken[-1]]
         return removed
+
+    async def _remove_some(self, tenant: Tenant, content_ids: Sequence[UUID]) -> tuple[list[UUID], int]:
+        """Which of them were looked at, and how many of those were removed."""
+        async with self._database.begin([tenant]) as transaction:
+            taken: list[UUID] = []
+            size = 0
+            for content_id, content_size in await transaction.rows(_LOCK, {**of_tenant(tenant), "content_ids": content_ids}):
+                if taken and size + content_size > REMOVED_BYTES:
+                    break
+                taken.append(content_id)
+                size += content_size
+            removed = await transaction.rows(_REMOVE, {**of_tenant(tenant), "content_ids": taken}) if taken else []
+            return taken, len(removed)

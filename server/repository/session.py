@@ -28,12 +28,13 @@ class Session:
     def startup(self) -> Mapping[str, str]:
         """What a connection is opened with. A pooler refuses what it cannot give back to the next client."""
         told = {"application_name": "flowledger"}
-        return told if self.pooler is Pooler.TRANSACTION else {**told, "timezone": "UTC", **self._told}
+        return told if self.pooler is Pooler.TRANSACTION else {**told, **self._told}
 
     @property
     def _told(self) -> dict[str, str]:
         milliseconds = int(self.statement_timeout * 1000)
         told = {
+            "timezone": "UTC",
             "statement_timeout": str(milliseconds),
             "lock_timeout": str(milliseconds),
             "idle_in_transaction_session_timeout": str(milliseconds * 4),
