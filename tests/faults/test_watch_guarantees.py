@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import grpc
 import pytest
 
 from tests.cluster import Cluster
@@ -21,11 +22,13 @@ from tests.faults.load import Commit, send_until_acknowledged
 from tests.faults.process import connection
 from tests.faults.test_workers import Served, served
 from tests.redis_server import RedisServer, redis_server
-from tests.tenancy import Tenancy
+from tests.services.administration import call
+from tests.tenancy import Refusal, Tenancy
 from tests.waiting import until
 
 WORKERS, FLOWS, WRITERS = 3, 3, 2  # writers of each flow
 BETWEEN = 15  # commits of each flow between two faults
+MORE = 3  # commits of each flow after its history was compacted
 # A process takes some seconds to start, and three are replaced one after another.
 SECONDS = 120.0
 RENAMES = "EVENT_KIND_FIELDS_CHANGED"
@@ -140,20 +143,21 @@ async def _watched_through_faults(tenancy: Tenancy, workers: Served, redis: Redi
         await until(lambda: len(labelled.told) >= len(renamed[flow_ids[1]]), SECONDS)
         await until(lambda: all(follower.streams > 1 for follower in followers), SECONDS)
         await _goes_on_from_any_token(tenancy, workers.address, everything, chance)
-    for follower in followers:
-        _ordered_and_unique(follower.told)
-    for flow_id in flow_ids:
-        told = each[flow_id].told
-        # Reliable: every revision, as it is stored.
-        assert tuple(link for _, _, link, _ in told) == stored[UUID(flow_id)]
-        # Atomic: all of a commit in one message.
-        assert {(of, at): count for of, at, _, count in told[1:]} == {
-            key: count for key, (_, count) in writing.made.items() if key[0] == flow_id
-        }
-        # Filtered: no more and no less.
-        assert renames[flow_id].told == [event for event in told if event[1] in renamed[flow_id]]
-        assert told == [event for event in everything.told if event[0] == flow_id]
-    assert labelled.told == renames[flow_ids[1]].told
+        for follower in followers:
+            _ordered_and_unique(follower.told)
+        for flow_id in flow_ids:
+            told = each[flow_id].told
+            # Reliable: every revision, as it is stored.
+            assert tuple(link for _, _, link, _ in told) == stored[UUID(flow_id)]
+            # Atomic: all of a commit in one message.
+            assert {(of, at): count for of, at, _, count in told[1:]} == {
+                key: count for key, (_, count) in writing.made.items() if key[0] == flow_id
+            }
+            # Filtered: no more and no less.
+            assert renames[flow_id].told == [event for event in told if event[1] in renamed[flow_id]]
+            assert told == [event for event in everything.told if event[0] == flow_id]
+        assert labelled.told == renames[flow_ids[1]].told
+        await _goes_on_over_compaction(tenancy, workers.address, each, everything, followers)
 
 
 async def _goes_on_from_any_token(tenancy: Tenancy, address: str, follower: Follower, chance: random.Random) -> None:
@@ -163,3 +167,28 @@ async def _goes_on_from_any_token(tenancy: Tenancy, address: str, follower: Foll
         async with _running(again.run(token)):
             await until(lambda again=again, rest=rest: again.opened.is_set() and len(again.told) >= len(rest), SECONDS)  # type: ignore[misc]
         assert again.told == rest
+
+
+async def _goes_on_over_compaction(
+    tenancy: Tenancy, address: str, each: Mapping[str, Follower], everything: Follower, followers: Sequence[Follower]
+) -> None:
+    """Reliable: whoever has heard what is compacted misses nothing afterwards, and whoever has not is told so."""
+    told = [len(follower.tokens) for follower in followers]
+    # A heartbeat later the position is past what a filter left out, too.
+    await until(lambda: all(len(follower.tokens) > count for follower, count in zip(followers, told, strict=True)), SECONDS)
+    heads = {flow_id: follower.told[-1][1] for flow_id, follower in each.items()}
+    async with elsewhere(tenancy, address) as there:
+        await call(there, "UpdatePolicy", policy={"keep_revisions": 5})
+        assert (await call(there, "CompactFlows")).events_removed > 0
+        for flow_id in each:
+            for at in range(MORE):
+                await send_until_acknowledged(there, Commit.of("UpdateFlow", flow_id=flow_id, update={"display_name": f"later {at}"}), 60.0)
+    for flow_id, follower in each.items():
+        rest = [(flow_id, heads[flow_id] + at) for at in range(1, MORE + 1)]
+        await until(lambda follower=follower, rest=rest: [one[:2] for one in follower.told[-MORE:]] == rest, SECONDS)  # type: ignore[misc]
+    everywhere = sorted(one for follower in each.values() for one in follower.told)
+    await until(lambda: sorted(everything.told) == everywhere, SECONDS)
+    for flow_id, reason in ((next(iter(each)), "REVISION_COMPACTED"), ("", "POSITION_COMPACTED")):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await Follower(tenancy, address, flow_id).run((each[flow_id] if flow_id else everything).tokens[1][0])
+        assert Refusal.of(refused.value).reason == reason
