@@ -68,7 +68,8 @@ class Reads:
         if known is not None and known.time >= oldest and known.revision >= least:
             return known.answer
         if self._shared is not None:
-            shared = await self._shared.get(key, name, max(least, 0 if known is None else known.revision))
+            newest = max(least, self._views.reached(key), 0 if known is None else known.revision)
+            shared = await self._shared.get(key, name, newest)
             if shared is not None and shared.time >= oldest:
                 self._views.put(key, name, shared)
                 return shared.answer
