@@ -140,6 +140,7 @@ async def running(settings: Settings, tell: Tell = _unheard, shared: Port = Port
         reads = Reads(flows, views, shared_views, time.time, settings.cache_seconds, limits)
         metrics = _metrics(stack, settings, shared, database, commits, watches, alert_admin)
         if redis is not None and shared_views is not None:
+            wakeups.tell(shared_views.heard)
             metrics.read("shared_views", shared_views.counts)
             metrics.read("redis_reachable", redis.reachable)
         raise_alert = Alarm(alerts, metrics.count, lambda tenant: wakeups.ring(alerts_key(tenant), 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ VIEW_BYTES = 1024 * 1024
 # So many callers ask at a time; nobody waits for them. A connection takes milliseconds to make, and many at once would look like a Redis
 # that is away.
 ASKING = 8
+# Of so many flows it is remembered how far they have come: some megabytes.
+HEARD = 16_384
 _HEAD = struct.Struct(">qd")
 _BROKEN = (RedisError, OSError, TimeoutError)
 
@@ -48,6 +51,8 @@ class RedisViews:
         self._waiting: asyncio.Queue[tuple[FlowKey, ViewName, CachedView]] = asyncio.Queue(WAITING)
         self._put: Any = link.calls.register_script(_PUT)
         self._asking = 0
+        # How far flows that moved lately have come.
+        self._heard: OrderedDict[FlowKey, int] = OrderedDict()
         self.hits = self.misses = self.shared = self.failures = self.dropped = 0
 
     def counts(self) -> Mapping[tuple[str, ...], float]:
@@ -59,6 +64,14 @@ class RedisViews:
             ("failure",): self.failures,
             ("dropped",): self.dropped,
         }
+
+    def heard(self, key: FlowKey, revision: int) -> None:
+        """The flow has come to ``revision``: what is shared of an older one is behind. A hint may lie; then it costs a read."""
+        if revision > self._heard.get(key, 0):
+            self._heard[key] = revision
+            self._heard.move_to_end(key)
+            if len(self._heard) > HEARD:
+                self._heard.popitem(last=False)
 
     async def get(self, key: FlowKey, name: ViewName, least: int) -> CachedView | None:
         """The view, if one of revision ``least`` or newer is known."""
@@ -75,7 +88,7 @@ class RedisViews:
             self._asking -= 1
         self._breaker.succeeded()
         view = await self._opened(key, name, found) if isinstance(found, bytes) else None
-        if view is None or view.revision < least:
+        if view is None or view.revision < max(least, self._heard.get(key, 0)):
             self.misses += 1
             return None
         self.hits += 1

@@ -12,8 +12,6 @@ from server.statemachine.values import FlowKey
 ViewName = tuple[int, int]
 # What an entry takes besides its bytes, about.
 _ENTRY_BYTES = 400
-# Of so many flows it is remembered how far they have come, kept or not: some megabytes.
-REACHED = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +41,6 @@ class Views:
         self._flows: OrderedDict[FlowKey, dict[ViewName, CachedView]] = OrderedDict()
         # The newest revision that was heard of, for flows that are kept.
         self._heard: dict[FlowKey, int] = {}
-        # The same for flows that moved lately, whether they are kept or not: what others share of them may be behind.
-        self._reached: OrderedDict[FlowKey, int] = OrderedDict()
 
     def get(self, key: FlowKey, name: ViewName) -> CachedView | None:
         """The newest view known, and not known to be behind; None when there is none."""
@@ -73,22 +69,13 @@ class Views:
             self._drop(next(iter(self._flows)))
 
     def heard(self, key: FlowKey, revision: int) -> None:
-        """The flow has come to ``revision``: what shows an older one is behind, here and wherever views are shared."""
-        if revision > self._reached.get(key, 0):
-            self._reached[key] = revision
-            self._reached.move_to_end(key)
-            if len(self._reached) > REACHED:
-                self._reached.popitem(last=False)
+        """The flow has come to ``revision``: what shows an older one is behind."""
         views = self._flows.get(key)
         if views is None or revision <= self._heard.get(key, 0):
             return
         self._heard[key] = revision
         if all(view.revision < revision for view in views.values()):
             self._drop(key)
-
-    def reached(self, key: FlowKey) -> int:
-        """The newest revision of the flow that was heard of lately; 0 when none was. A hint may lie: it only says what not to rely on."""
-        return self._reached.get(key, 0)
 
     def _drop(self, key: FlowKey) -> None:
         for view in self._flows.pop(key).values():

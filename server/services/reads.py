@@ -7,7 +7,6 @@ memory, then from Redis, then as STRONG does: what it returns was current at mos
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 from uuid import UUID
@@ -16,14 +15,13 @@ from flowledger.v1 import document_pb2, flow_pb2
 from flowledger.v1 import flow_service_pb2 as pb
 
 from server.cache import CachedView, SharedViews, Views
+from server.repository.document_store import offloaded
 from server.repository.flows import Flows, Record
 from server.services import convert
 from server.statemachine import document
 from server.statemachine.errors import FlowNotFound, LimitExceeded, RevisionInFuture
 from server.statemachine.values import FlowKey, Tenant
 
-# Beyond this a response is written beside the event loop.
-INLINE_BYTES = 64 * 1024
 _SUMMARY, _BASIC, _FULL = flow_pb2.FLOW_VIEW_SUMMARY, flow_pb2.FLOW_VIEW_BASIC, flow_pb2.FLOW_VIEW_FULL
 
 View: TypeAlias = "flow_pb2.FlowView.ValueType"
@@ -68,8 +66,7 @@ class Reads:
         if known is not None and known.time >= oldest and known.revision >= least:
             return known.answer
         if self._shared is not None:
-            newest = max(least, self._views.reached(key), 0 if known is None else known.revision)
-            shared = await self._shared.get(key, name, newest)
+            shared = await self._shared.get(key, name, max(least, 0 if known is None else known.revision))
             if shared is not None and shared.time >= oldest:
                 self._views.put(key, name, shared)
                 return shared.answer
@@ -93,7 +90,7 @@ class Reads:
         def written() -> list[flow_pb2.Flow]:
             return [convert.full(record.head.flow, record.documents, record.activity, form) for record in records]
 
-        return await asyncio.to_thread(written) if size > INLINE_BYTES else written()
+        return await offloaded(size, written)
 
     async def _read(self, key: FlowKey, view: View, form: Form) -> CachedView:
         asked = self._clock()  # before the read: what it shows was current then, or later

@@ -107,6 +107,19 @@ async def test_an_older_view_never_takes_the_place_of_a_newer_one(redis: RedisSe
         assert await one.views.get(key, NAME, 0) == view(2**40, 6.0)
 
 
+async def test_what_a_hint_says_is_behind_is_a_miss_until_somebody_shares_what_is_newer(
+    redis: RedisServer, topic: str, key: FlowKey
+) -> None:
+    async with shared(redis, topic) as one, shared(redis, topic) as other:
+        await one.put(key, view(3))
+        other.views.heard(key, 4)
+        other.views.heard(key, 2)  # late, or a lie: it takes nothing back
+        assert await other.views.get(key, NAME, 0) is None
+        assert await one.views.get(key, NAME, 0) == view(3)  # it was told nothing
+        await one.put(key, view(4))
+        assert await other.views.get(key, NAME, 0) == view(4)
+
+
 async def test_what_is_damaged_moved_or_nonsense_is_a_miss_and_is_replaced(redis: RedisServer, topic: str, key: FlowKey) -> None:
     stranger = FlowKey(Tenant(uuid4(), uuid4()), key.flow_id)
     async with shared(redis, topic) as one:
