@@ -7,8 +7,8 @@ from uuid import UUID
 
 from server import vault
 from server.checkpoints import places
-from server.checkpoints.chunks import offloaded
 from server.checkpoints.keyring import Keyring
+from server.repository.document_store import offloaded
 from server.repository.keys import IDENTITY
 from server.statemachine.errors import KeyUnavailable
 from server.statemachine.values import Tenant

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from hashlib import sha256
 from typing import TypeVar
 from uuid import UUID
@@ -12,6 +11,7 @@ from server import vault
 from server.checkpoints import places
 from server.checkpoints.keyring import Keyring
 from server.repository.contents import Chunk, Contents
+from server.repository.document_store import offloaded
 from server.statemachine.checkpoint import Checkpoint, Part, Unreadable
 from server.statemachine.errors import CheckpointUnreadable, StoreUnavailable
 from server.statemachine.values import Tenant
@@ -19,17 +19,11 @@ from server.vault import Unopened
 
 CHUNK_BYTES = 1024 * 1024
 # Sealing and opening more than this would hold up every other call.
-INLINE_BYTES = 64 * 1024
 ATTEMPTS = 5
 # Of small parts so many chunks are read at once.
 _TOGETHER = 8
 
 _Made = TypeVar("_Made")
-
-
-async def offloaded(size: int, work: Callable[[], _Made]) -> _Made:
-    """What ``work`` returns; done beside the event loop when it is much."""
-    return work() if size <= INLINE_BYTES else await asyncio.to_thread(work)
 
 
 def chunk_count(size: int) -> int:

@@ -10,10 +10,12 @@ from uuid import UUID
 
 from server import vault
 from server.checkpoints import places, snapshot
-from server.checkpoints.chunks import CHUNK_BYTES, Outflow, offloaded, unreadable
+from server.checkpoints.chunks import CHUNK_BYTES, Outflow, unreadable
 from server.checkpoints.keyring import Keyring
-from server.repository.checkpoints import LAST_ID, Checkpoints, SealedCheckpoint
+from server.repository.checkpoints import Checkpoints, SealedCheckpoint
 from server.repository.contents import Contents
+from server.repository.document_store import offloaded
+from server.repository.id_pages import LAST_ID
 from server.statemachine.checkpoint import FLOW, PAYLOAD, Checkpoint, Header, Part, Unreadable
 from server.statemachine.errors import CheckpointUnreadable, KeyUnavailable
 from server.statemachine.replacement import content_of

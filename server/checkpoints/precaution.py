@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from server.checkpoints.archive import Archive
-from server.checkpoints.chunks import offloaded
 from server.checkpoints.taking import Wanted
 from server.repository.batch import merged_places
+from server.repository.document_store import offloaded
 from server.repository.flows import Head
 from server.repository.plan import Asked, Withheld
 from server.repository.requests import Answered, Committed, Request, answered

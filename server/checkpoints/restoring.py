@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from server.checkpoints.archive import Archive
-from server.checkpoints.chunks import offloaded
 from server.checkpoints.opening import Copy, Opened
 from server.checkpoints.taking import Wanted
 from server.operations import compared, replace_content, side
 from server.repository.batch import Step
+from server.repository.document_store import offloaded
 from server.repository.flows import Record
 from server.repository.requests import Answered, Committed, Request
 from server.repository.store import Store

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from server import vault
 from server.checkpoints import places
-from server.checkpoints.chunks import CHUNK_BYTES, offloaded
+from server.checkpoints.chunks import CHUNK_BYTES
 from server.checkpoints.keyring import Keyring, SealingKeys
 from server.repository.checkpoints import SealedCheckpoint
+from server.repository.document_store import offloaded
 from server.repository.keys import Keys
 from server.repository.resealing import Resealing, StaleChunk
 from server.statemachine.errors import KeyUnavailable

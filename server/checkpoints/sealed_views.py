@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from server import vault
-from server.checkpoints.chunks import offloaded
 from server.checkpoints.keyring import Keyring, SealingKeys
+from server.repository.document_store import offloaded
 from server.statemachine.errors import KeyUnavailable, StoreUnavailable
 from server.statemachine.values import Tenant
 from server.vault import Unopened

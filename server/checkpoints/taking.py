@@ -9,11 +9,12 @@ from uuid import UUID
 
 from server import vault
 from server.checkpoints import places, snapshot
-from server.checkpoints.chunks import ATTEMPTS, CHUNK_BYTES, Inflow, offloaded
+from server.checkpoints.chunks import ATTEMPTS, CHUNK_BYTES, Inflow
 from server.checkpoints.keyring import Keyring
 from server.checkpoints.snapshot import Text
 from server.repository.checkpoints import Checkpoints, NewCheckpoint, SealedContent
 from server.repository.contents import Contents
+from server.repository.document_store import offloaded
 from server.repository.flows import Record
 from server.repository.requests import Answered, Reply, answered
 from server.repository.store import Store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -14,9 +13,10 @@ from sqlalchemy import BigInteger, Integer, bindparam, func, literal_column, or_
 from server.repository.admin_tables import erasures
 from server.repository.chain import Anchor, Link, Verifies, Walk
 from server.repository.database import Database
-from server.repository.document_store import INLINE_BYTES
+from server.repository.document_store import offloaded
 from server.repository.event_codec import NO_HASH
 from server.repository.history_tables import bases
+from server.repository.id_pages import FIRST_ID, following
 from server.repository.statement import Statement, gate, gated, mine, of_tenant, opened
 from server.repository.tables import events, flows
 from server.statemachine.audit import AuditBreak, BreakKind
@@ -30,7 +30,6 @@ FLOWS = 500
 # Where the event that belongs into a place is looked for when another one stands there.
 _LOOKED_AT = 2000
 _ATTEMPTS = 5
-_LAST = 2**128 - 1
 
 _FLOW: Any = bindparam("flow_id", type_=UUIDType())
 _LINK = ("revision", "time", "actor", "body", "hash", "format", "content_sha256")
@@ -146,15 +145,15 @@ class Audit:
 
     async def flow_ids(self, tenant: Tenant) -> AsyncIterator[UUID]:
         """The ids of all flows of the tenant, in order, with those of which nothing but events is left."""
-        first: int | None = 0
+        first: UUID | None = FIRST_ID
         while first is not None:
-            values = {**of_tenant(tenant), "first": UUID(int=first), "size": FLOWS}
+            values = {**of_tenant(tenant), "first": first, "size": FLOWS}
             pages = [[row[0] for row in await self._database.read([tenant], statement, values)] for statement in (_OF_FLOWS, _OF_EVENTS)]
             # Beyond the end of a full page there may be others that the page did not come to.
             end = min((page[-1] for page in pages if len(page) == FLOWS), default=None)
             for flow_id in sorted({flow_id for page in pages for flow_id in page if end is None or flow_id <= end}):
                 yield flow_id
-            first = None if end is None or end.int == _LAST else end.int + 1
+            first = None if end is None else following(end)
 
     async def page(self, key: FlowKey, after: int, size: int = PAGE) -> Page:
         """The flow's events after that revision."""
@@ -229,10 +228,7 @@ class Audit:
                 walk.begin(anchor)
             if not links:
                 break
-            if page.size > INLINE_BYTES:
-                await asyncio.to_thread(walk.follow, links)
-            else:
-                walk.follow(links)
+            await offloaded(page.size, walk.follow, links)
             heard(walk.events)
             if walk.broken is None:
                 page = await self.page(key, walk.revision)

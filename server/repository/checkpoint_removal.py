@@ -14,14 +14,11 @@ from sqlalchemy import UUID as UUIDType
 
 from server.repository.checkpoint_statements import LIMIT, Narrowed, conditions
 from server.repository.checkpoint_tables import checkpoint_parts, checkpoints, sealed_contents
-from server.repository.database import COLLISIONS, Database
+from server.repository.database import Database, undisturbed
 from server.repository.requests import NO_FLOW, Reply, put_reply, reply_values
 from server.repository.statement import Statement, gate, gated, mine, of_tenant, opened
-from server.statemachine.errors import StoreUnavailable
 from server.statemachine.value import dataclass
 from server.statemachine.values import Tenant
-
-ATTEMPTS = 5
 
 _IDS: Any = bindparam("checkpoint_ids", type_=ARRAY(UUIDType()))
 
@@ -111,21 +108,21 @@ class Removal:
 
         None when the request was answered. The contents are left to ``Contents.remove``.
         """
-        for _ in range(ATTEMPTS):
-            try:
-                async with self._database.begin([tenant]) as transaction:
-                    asked = {**narrowed.values(tenant), "checkpoint_ids": checkpoint_ids}
-                    locked = [row[0] for row in await transaction.rows(_lock(narrowed.given), asked)]
-                    values = {**of_tenant(tenant), "checkpoint_ids": locked}
-                    released = _released(await transaction.rows(_RELEASE, values))
-                    told = reply(len(locked), released)
-                    await transaction.rows(_delete(told is not None), {**values, **reply_values(told, narrowed.flow_id or NO_FLOW, now)})
-                    return len(locked), released
-            except asyncpg.UniqueViolationError:
-                return None
-            except COLLISIONS:  # with somebody who takes a checkpoint of the same contents, or removes one
-                continue
-        raise StoreUnavailable(f"others were in the way in each of {ATTEMPTS} attempts: retry in a moment")
+
+        async def once() -> tuple[int, Release]:
+            async with self._database.begin([tenant]) as transaction:
+                asked = {**narrowed.values(tenant), "checkpoint_ids": checkpoint_ids}
+                locked = [row[0] for row in await transaction.rows(_lock(narrowed.given), asked)]
+                values = {**of_tenant(tenant), "checkpoint_ids": locked}
+                released = _released(await transaction.rows(_RELEASE, values))
+                told = reply(len(locked), released)
+                await transaction.rows(_delete(told is not None), {**values, **reply_values(told, narrowed.flow_id or NO_FLOW, now)})
+                return len(locked), released
+
+        try:
+            return await undisturbed(once)
+        except asyncpg.UniqueViolationError:
+            return None
 
 
 def _released(rows: Sequence[Any]) -> Release:

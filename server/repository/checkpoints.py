@@ -24,8 +24,6 @@ from server.statemachine.values import FlowKey, Tenant
 
 _KINDS = {kind.name: kind for kind in CheckpointKind}
 _STATUSES = {status.name: status for status in FlowStatus}
-# Before every other id, in a list whose first ids are the newest.
-LAST_ID = UUID(int=(1 << 128) - 1)
 
 
 @dataclass(frozen=True, slots=True)

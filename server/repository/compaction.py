@@ -23,6 +23,7 @@ from server.repository.database import Database, Transaction
 from server.repository.document_store import packed
 from server.repository.history import History
 from server.repository.history_tables import VersionKind
+from server.repository.id_pages import ids
 from server.repository.statement import given_values, of_tenant
 from server.statemachine.audit import AuditBreak, BreakKind
 from server.statemachine.derivation import flow_status
@@ -38,7 +39,6 @@ from server.statemachine.values import DocumentPlace, FlowKey, Tenant
 STEP_EVENTS, STEP_SINGLE = 5000, 8
 PAGE = 500
 _ATTEMPTS = 10
-_LAST = 2**128 - 1
 
 _VersionRow = tuple[str, str, int, int]
 
@@ -99,19 +99,10 @@ class Compaction:
 
     async def candidates(self, tenant: Tenant, policy: Policy, least: int) -> AsyncIterator[UUID]:
         """The tenant's flows of which ``least`` revisions at least are beyond the number that stays in any case."""
-        first: int | None = 0 if policy.keep_revisions else None
-        while first is not None:
-            values = {
-                **of_tenant(tenant),
-                "first": UUID(int=first),
-                "keep": policy.keep_revisions,
-                "least": least,
-                "size": PAGE,
-            }
-            rows = await self._database.read([tenant], sql.CANDIDATES, values)
-            for row in rows:
-                yield row[0]
-            first = rows[-1][0].int + 1 if len(rows) == PAGE and rows[-1][0].int < _LAST else None
+        if not policy.keep_revisions:
+            return
+        async for flow_id in ids(self._database, tenant, sql.CANDIDATES, {"keep": policy.keep_revisions, "least": least}, PAGE):
+            yield flow_id
 
     async def compacted(
         self, tenant: Tenant, policy: Policy, least: int, now: Callable[[], datetime], *, rehearse: bool = False

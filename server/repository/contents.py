@@ -12,17 +12,15 @@ from sqlalchemy import ARRAY, BigInteger, Integer, LargeBinary, and_, bindparam,
 from sqlalchemy import UUID as UUIDType
 
 from server.repository.checkpoint_tables import checkpoint_parts, sealed_chunks, sealed_contents, tenant_keys
-from server.repository.database import COLLISIONS, Database
+from server.repository.database import COLLISIONS, Database, undisturbed
 from server.repository.keys import KeyRow, held, held_values
 from server.repository.statement import Columns, Statement, gate, gated, given, given_values, mine, mine_of, of_tenant, opened
 from server.repository.table_parts import TENANT_KEY, TIME
-from server.statemachine.errors import StoreUnavailable
 from server.statemachine.value import dataclass
 from server.statemachine.values import Tenant
 
 # Removing takes about a millisecond for each MiB: so many bytes at most in one transaction.
 REMOVED_BYTES = 64 * 1024 * 1024
-ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,30 +193,21 @@ class Contents:
     async def remove(self, tenant: Tenant, content_ids: Iterable[UUID]) -> int:
         """Remove those of the contents that no checkpoint holds, some at a time; how many they were."""
         left, removed = sorted(set(content_ids)), 0
-        collisions = 0
-        while left:
-            try:
-                taken, done = await self._remove_some(tenant, left)
-            except COLLISIONS:  # with somebody who takes a checkpoint of the same contents, or removes one
-                collisions += 1
-                if collisions >= ATTEMPTS:
-                    raise StoreUnavailable(f"others were in the way in each of {ATTEMPTS} attempts: retry in a moment") from None
-                continue
-            if not taken:
-                break
-            removed += done
-            left = [content_id for content_id in left if content_id > taken[-1]]
-        return removed
 
-    async def _remove_some(self, tenant: Tenant, content_ids: Sequence[UUID]) -> tuple[list[UUID], int]:
-        """Which of them were looked at, and how many of those were removed."""
-        async with self._database.begin([tenant]) as transaction:
-            taken: list[UUID] = []
-            size = 0
-            for content_id, content_size in await transaction.rows(_LOCK, {**of_tenant(tenant), "content_ids": content_ids}):
-                if taken and size + content_size > REMOVED_BYTES:
-                    break
-                taken.append(content_id)
-                size += content_size
-            removed = await transaction.rows(_REMOVE, {**of_tenant(tenant), "content_ids": taken}) if taken else []
-            return taken, len(removed)
+        async def rest() -> int:
+            nonlocal left, removed
+            while left:
+                taken: list[UUID] = []
+                size = 0
+                async with self._database.begin([tenant]) as transaction:
+                    for content_id, content_size in await transaction.rows(_LOCK, {**of_tenant(tenant), "content_ids": left}):
+                        if taken and size + content_size > REMOVED_BYTES:
+                            break
+                        taken.append(content_id)
+                        size += content_size
+                    done = await transaction.rows(_REMOVE, {**of_tenant(tenant), "content_ids": taken}) if taken else []
+                removed += len(done)
+                left = [content_id for content_id in left if content_id > taken[-1]] if taken else []
+            return removed
+
+        return await undisturbed(rest)

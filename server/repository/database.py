@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -45,8 +45,9 @@ UNAVAILABLE = (
 )
 # Another transaction was in the way: the same statement, sent again, goes through.
 COLLISIONS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
-
-
+# How often work that collided is begun anew.
+ATTEMPTS = 5
+_Made = TypeVar("_Made")
 # The database is there and will not have us: nothing that waiting mends.
 _UNWANTED = (
     asyncpg.InvalidCatalogNameError,
@@ -68,6 +69,20 @@ def translated() -> Iterator[None]:
         yield
     except UNAVAILABLE as error:
         raise StoreUnavailable(_AWAY) from error
+
+
+async def undisturbed(work: Callable[[], Awaitable[_Made]], *others: type[asyncpg.PostgresError]) -> _Made:
+    """What ``work`` comes to, begun anew when PostgreSQL ended it because somebody was in the way, or with one of these ``others``.
+
+    Raises StoreUnavailable when that goes on.
+    """
+    disturbances: tuple[type[asyncpg.PostgresError], ...] = (*COLLISIONS, *others)
+    for _ in range(ATTEMPTS):
+        try:
+            return await work()
+        except disturbances:
+            continue
+    raise StoreUnavailable(f"others were in the way in each of {ATTEMPTS} attempts: retry in a moment")
 
 
 @contextmanager

@@ -28,19 +28,17 @@ from sqlalchemy import UUID as UUIDType
 
 from server.repository.admin_tables import erasures
 from server.repository.checkpoint_tables import checkpoints, tenant_keys
-from server.repository.database import COLLISIONS, Database, Transaction
+from server.repository.database import Database, Transaction, undisturbed
 from server.repository.history_tables import bases
 from server.repository.requests import Reply, put_reply, reply_values
 from server.repository.statement import Statement, gate, gated, mine, of_tenant, opened, same_flow
 from server.repository.table_parts import TENANT_KEY, metadata
 from server.repository.tables import TENANT_TABLES, documents, events, flows, requests
 from server.statemachine.erasure import Erased, Receipt, digest
-from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import FlowKey, Tenant
 
 # A large tenant takes a while: a million events about half a minute.
 SECONDS = 600.0
-ATTEMPTS = 5
 
 # All tables of tenants but what is to be left.
 _ERASED = frozenset(TENANT_TABLES) - {events, erasures}
@@ -186,15 +184,15 @@ class Erasure:
 
         Raises StoreUnavailable.
         """
-        for _ in range(ATTEMPTS):
-            try:
-                async with self._database.begin([tenant], SECONDS) as transaction:
-                    return await _erase(transaction, tenant, asking, receipt, reply)
-            except asyncpg.UniqueViolationError:
-                return None
-            except (asyncpg.ForeignKeyViolationError, *COLLISIONS):
-                continue
-        raise StoreUnavailable(f"others were in the way in each of {ATTEMPTS} attempts: retry in a moment")
+
+        async def once() -> tuple[Receipt, list[FlowKey]] | None:
+            async with self._database.begin([tenant], SECONDS) as transaction:
+                return await _erase(transaction, tenant, asking, receipt, reply)
+
+        try:
+            return await undisturbed(once, asyncpg.ForeignKeyViolationError)
+        except asyncpg.UniqueViolationError:
+            return None
 
 
 async def _erase(

@@ -23,8 +23,7 @@ from server.repository.database import Database
 from server.repository.events import StoredEvent
 from server.repository.flows import SUMMARY_COLUMNS, summary_from_row
 from server.repository.gathered import Gathered, wanted
-from server.repository.statement import Statement, gated, same_flow
-from server.repository.table_parts import TENANT_KEY
+from server.repository.statement import Statement, gated, mine_of, same_flow
 from server.repository.tables import events, flows, installation, removals
 from server.statemachine.errors import HistoryDamaged
 from server.statemachine.event import Event, EventLost
@@ -68,17 +67,13 @@ class FeedPage:
     held_since: datetime | None
 
 
-def _of_tenant(table: Any, other: Any) -> list[Any]:
-    return [table.c[key] == other.c[key] for key in TENANT_KEY]
-
-
 _wanted = wanted("position", "revision", "size")
 _horizon: Any = cast(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text), BigInteger) + installation.c.position_base
 _place = (events.c.position, events.c.flow_id, events.c.revision)
 _page = (
     select(func.row(*_place, events.c.time, events.c.actor, events.c.body, events.c.hash, *SUMMARY_COLUMNS))
     .where(
-        *_of_tenant(events, _wanted),
+        *mine_of(events, _wanted),
         tuple_(*_place) > tuple_(_wanted.c.position, _wanted.c.flow_id, _wanted.c.revision),
         events.c.position < _horizon,
         events.c.content_sha256.is_(None),
@@ -91,13 +86,13 @@ _page = (
 )
 _held = (
     select(events.c.time)
-    .where(*_of_tenant(events, _wanted), events.c.position >= _horizon)
+    .where(*mine_of(events, _wanted), events.c.position >= _horizon)
     .order_by(events.c.position)
     .limit(1)
     .correlate(_wanted, installation)
     .scalar_subquery()
 )
-_removed = select(removals.c.position).where(*_of_tenant(removals, _wanted)).correlate(_wanted).scalar_subquery()
+_removed = select(removals.c.position).where(*mine_of(removals, _wanted)).correlate(_wanted).scalar_subquery()
 # One snapshot for all of it: what is below the horizon, and where the horizon is.
 _PAGES = Statement(
     gated(

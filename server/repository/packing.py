@@ -37,6 +37,7 @@ from server.repository.database import Database
 from server.repository.document_store import packed_delta, unpack_delta, unpacked
 from server.repository.history import History
 from server.repository.history_tables import VersionKind, document_versions
+from server.repository.id_pages import ids
 from server.repository.statement import Columns, Statement, gate, gated, given, given_values, mine, of_tenant, opened, same_flow
 from server.repository.table_parts import TIME
 from server.repository.tables import documents, flows
@@ -53,7 +54,6 @@ WORTH = 0.8
 # So many versions are stored anew in one transaction.
 STEP = 16
 FLOWS = 200
-_LAST = 2**128 - 1
 _WHOLE, _DELTA, _ABSENT = (kind.value for kind in (VersionKind.WHOLE, VersionKind.DELTA, VersionKind.ABSENT))
 
 _FLOW = bindparam("flow_id", type_=UUIDType())
@@ -223,13 +223,8 @@ class Packing:
 
     async def candidates(self, tenant: Tenant, since: datetime) -> AsyncIterator[UUID]:
         """The tenant's flows that were changed since then and may have something to store smaller."""
-        first: int | None = 0
-        while first is not None:
-            values = {**of_tenant(tenant), "first": UUID(int=first), "since": since, "size": FLOWS}
-            rows = await self._database.read([tenant], _CANDIDATES, values)
-            for row in rows:
-                yield row[0]
-            first = rows[-1][0].int + 1 if len(rows) == FLOWS and rows[-1][0].int < _LAST else None
+        async for flow_id in ids(self._database, tenant, _CANDIDATES, {"since": since}, FLOWS):
+            yield flow_id
 
     async def pack(self, key: FlowKey) -> int:
         """How many bytes were saved. What is damaged, or was changed meanwhile, stays as it is."""

@@ -14,6 +14,7 @@ from sqlalchemy import UUID as UUIDType
 from sqlalchemy import Integer, and_, bindparam, delete, func, literal_column, or_, select
 
 from server.repository.database import Database
+from server.repository.id_pages import FIRST_ID, following
 from server.repository.statement import Statement, gate, mine, of_tenant, opened
 from server.repository.table_parts import TIME
 from server.repository.tables import flows, requests
@@ -21,7 +22,6 @@ from server.statemachine.values import Tenant
 
 # So many ids are looked at in one transaction.
 PAGE = 2000
-_LAST = 2**128 - 1
 
 
 def _forget() -> Statement:
@@ -59,11 +59,11 @@ _FORGET = _forget()
 
 async def forget(database: Database, tenant: Tenant, before: datetime) -> int:
     """How many of the tenant's request ids from before that time were forgotten. Raises StoreUnavailable."""
-    forgotten, first = 0, 0
-    while True:
-        values = {**of_tenant(tenant), "before": before, "first": UUID(int=first), "size": PAGE}
+    forgotten = 0
+    first: UUID | None = FIRST_ID
+    while first is not None:
+        values = {**of_tenant(tenant), "before": before, "first": first, "size": PAGE}
         last, looked_at, gone = (await database.read([tenant], _FORGET, values))[0]
         forgotten += int(gone)
-        if looked_at < PAGE or last.int == _LAST:
-            return forgotten
-        first = last.int + 1
+        first = following(last) if looked_at == PAGE else None
+    return forgotten

@@ -56,7 +56,7 @@ class AlertAdmin:
         severity = fields.member("severity", request.severity, AlertSeverity) if request.severity else None
         size = fields.page_size(request.page_size, PAGE, PAGE_MOST)
         fields.check()
-        owner = f"{caller.tenant.client_account_id}/{caller.tenant.engagement_id}"
+        owner = page_token.owner(caller.tenant)
         query = "\0".join((request.flow_id, str(request.kind), str(request.severity))).encode()
         before = None
         if request.page_token:

@@ -15,7 +15,7 @@ from server.checkpoints.taking import Wanted
 from server.operations import compared, side
 from server.repository.checkpoint_removal import Release
 from server.repository.checkpoint_statements import Narrowed
-from server.repository.checkpoints import LAST_ID
+from server.repository.id_pages import LAST_ID
 from server.repository.requests import Answered, Committed, Request
 from server.repository.store import Store
 from server.services import convert, flow_diff, page_token
@@ -97,7 +97,7 @@ class CheckpointService:
         asked.CopyFrom(request)
         asked.ClearField("page_size")
         asked.ClearField("page_token")
-        query, purpose, owner = asked.SerializeToString(deterministic=True), "ListCheckpoints", _owner(caller.tenant)
+        query, purpose, owner = asked.SerializeToString(deterministic=True), "ListCheckpoints", page_token.owner(caller.tenant)
         before = LAST_ID
         if request.page_token:
             before = UUID(bytes=page_token.open(self._token_key, purpose, owner, query, request.page_token))
@@ -265,7 +265,3 @@ def _restored(done: Restored | Rehearsed) -> pb.RestoreCheckpointResponse:
 
 def _kind(fields: Fields, number: int) -> CheckpointKind | None:
     return None if number == 0 else fields.member("kind", number, CheckpointKind)
-
-
-def _owner(tenant: Tenant) -> str:
-    return f"{tenant.client_account_id}/{tenant.engagement_id}"

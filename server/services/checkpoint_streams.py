@@ -13,8 +13,9 @@ from flowledger.v1 import checkpoint_pb2
 from flowledger.v1 import checkpoint_service_pb2 as pb
 
 from server.checkpoints.archive import UPLOAD_SECONDS, Archive
-from server.checkpoints.chunks import CHUNK_BYTES, Inflow, offloaded
+from server.checkpoints.chunks import CHUNK_BYTES, Inflow
 from server.checkpoints.taking import Wanted
+from server.repository.document_store import offloaded
 from server.repository.flows import Record
 from server.repository.requests import Answered, answered, requested
 from server.repository.store import Store

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from server.checkpoints.precaution import Precaution
 from server.repository import filter as filters
+from server.repository.document_store import INLINE_BYTES
 from server.repository.flows import DeletedFlows
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed
@@ -39,8 +40,6 @@ from server.statemachine.values import FlowKey, FlowSummary
 
 FLOWS_PAGE, FLOWS_PAGE_MOST = 50, 500
 BATCH_FLOWS = 100
-# Beyond this a request is read, or a response written, beside the event loop.
-INLINE_BYTES = 64 * 1024
 
 _Read = TypeVar("_Read")
 _Response = TypeVar("_Response", bound=Message)

@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from functools import lru_cache
 
 from server.statemachine.errors import InvalidRequest, invalid
 from server.statemachine.values import Tenant
@@ -21,6 +22,7 @@ _TAG = 16
 MAX_POSITION = MAX_TOKEN // 4 * 3 - len(_VERSION) - _TAG
 
 
+@lru_cache(maxsize=4096)
 def owner(tenant: Tenant) -> str:
     """How the tenant is named in a token's tag."""
     return f"{tenant.client_account_id}/{tenant.engagement_id}"

@@ -58,11 +58,11 @@ class ResumeTokens:
         flags = _SNAPSHOT_FIRST * position.snapshot_first | _LATEST_ONLY * position.latest_only
         kinds, phases = _packed(position.wanted)
         head = _FLOW_HEAD.pack(flags, position.flow_id.bytes, position.revision, kinds)
-        return page_token.seal(self._key, _FLOW, _owner(tenant), b"", head + phases)
+        return page_token.seal(self._key, _FLOW, page_token.owner(tenant), b"", head + phases)
 
     def flow(self, tenant: Tenant, token: str) -> FlowPosition:
         """What ``of_flow`` was given. Raises InvalidRequest for any text that it did not return for this tenant."""
-        found = page_token.open(self._key, _FLOW, _owner(tenant), b"", token, FIELD)
+        found = page_token.open(self._key, _FLOW, page_token.owner(tenant), b"", token, FIELD)
         flags, flow_id, revision, kinds = _FLOW_HEAD.unpack_from(found)
         names = found[_FLOW_HEAD.size :].decode()
         wanted = EventFilter(_kinds(kinds), frozenset(names.split("\0")) if names else frozenset())
@@ -72,11 +72,11 @@ class ResumeTokens:
         """The token for a watch of many flows; ``query`` is all that picks its events."""
         cursor = position.cursor
         head = _FEED_HEAD.pack(cursor.position, cursor.flow_id.bytes, cursor.revision, position.forgiven)
-        return page_token.seal(self._key, _FEED, _owner(tenant), query, head)
+        return page_token.seal(self._key, _FEED, page_token.owner(tenant), query, head)
 
     def feed(self, tenant: Tenant, query: bytes, token: str) -> FeedPosition:
         """What ``of_feed`` was given. Raises InvalidRequest for any text that it did not return for this tenant and query."""
-        found = page_token.open(self._key, _FEED, _owner(tenant), query, token, FIELD)
+        found = page_token.open(self._key, _FEED, page_token.owner(tenant), query, token, FIELD)
         position, flow_id, revision, forgiven = _FEED_HEAD.unpack(found)
         return FeedPosition(Cursor(position, UUID(bytes=flow_id), revision), forgiven)
 
@@ -84,11 +84,6 @@ class ResumeTokens:
 def differs(what: str) -> InvalidRequest:
     """The error for a request that says something else than its token."""
     return invalid(what, "is not what resume_token was made for: leave it out, or give it as it was")
-
-
-@lru_cache(maxsize=4096)
-def _owner(tenant: Tenant) -> str:
-    return f"{tenant.client_account_id}/{tenant.engagement_id}"
 
 
 @lru_cache(maxsize=1024)

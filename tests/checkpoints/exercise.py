@@ -8,8 +8,8 @@ from uuid import uuid4
 from server.app import new_id
 from server.checkpoints.taking import Wanted
 from server.repository.checkpoint_statements import Narrowed
-from server.repository.checkpoints import LAST_ID
 from server.repository.erasure import Erasure
+from server.repository.id_pages import LAST_ID
 from server.repository.requests import Reply, requested
 from server.statemachine.checkpoint import Checkpoint, CheckpointKind
 from server.statemachine.erasure import Erased, Receipt

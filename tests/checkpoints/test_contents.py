@@ -13,7 +13,7 @@ import pytest
 
 from server.checkpoints.taking import Wanted
 from server.repository.checkpoint_statements import Narrowed
-from server.repository.checkpoints import LAST_ID
+from server.repository.id_pages import LAST_ID
 from server.statemachine.checkpoint import PAYLOAD, Checkpoint, CheckpointKind
 from server.statemachine.errors import StoreUnavailable
 from server.statemachine.values import DocumentPlace, FlowKey, Tenant

@@ -11,8 +11,8 @@ import pytest
 from server.checkpoints.keyring import KEPT, KEPT_SECONDS, Keyring
 from server.checkpoints.taking import Wanted
 from server.repository.checkpoint_statements import Narrowed
-from server.repository.checkpoints import LAST_ID
 from server.repository.erasure import Erasure
+from server.repository.id_pages import LAST_ID
 from server.repository.keys import Keys
 from server.statemachine.checkpoint import Checkpoint, CheckpointKind, Unreadable
 from server.statemachine.errors import CheckpointUnreadable, FlowNotFound, KeyUnavailable, NoKey, StoreUnavailable

@@ -11,7 +11,7 @@ import pytest
 
 from server.checkpoints.precaution import Precaution
 from server.repository.checkpoint_statements import Narrowed
-from server.repository.checkpoints import LAST_ID
+from server.repository.id_pages import LAST_ID
 from server.repository.plan import Asked
 from server.repository.requests import Answered, Committed
 from server.statemachine.change import Change, MergeDocument, RetryPhase, RollbackPhase, TransitionPhase, UpdateFlow

@@ -15,9 +15,10 @@ from server.app import new_id
 from server.checkpoints.taking import Wanted
 from server.repository.checkpoint_removal import Release, Removal
 from server.repository.checkpoint_statements import Narrowed
-from server.repository.checkpoints import LAST_ID, Checkpoints, NewCheckpoint
+from server.repository.checkpoints import Checkpoints, NewCheckpoint
 from server.repository.contents import Contents
 from server.repository.erasure import Erasure
+from server.repository.id_pages import LAST_ID
 from server.repository.keys import KeyRow, Keys
 from server.repository.requests import Reply, requested
 from server.repository.resealing import Resealing

@@ -11,7 +11,7 @@ from server import app
 from server.checkpoints.taking import Wanted
 from server.checkpoints.upkeep import REMOVED, CheckpointUpkeep
 from server.repository.checkpoint_statements import Narrowed
-from server.repository.checkpoints import LAST_ID
+from server.repository.id_pages import LAST_ID
 from server.statemachine.checkpoint import CheckpointKind
 from server.statemachine.values import FlowKey
 from server.vault import EnvironmentKeys, written
