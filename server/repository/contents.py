@@ -85,18 +85,16 @@ _COMPLETE = Statement(
     .where(opened(_complete_opener), *mine(sealed_contents), sealed_contents.c.content_id == _ID)
     .returning(sealed_contents.c.content_id)
 )
+# A chunk as it is sealed, with what its key is wrapped in.
+SEALED_CHUNK = (
+    *(sealed_chunks.c[name] for name in ("content_id", "number", "sealed", "key_version")),
+    *(tenant_keys.c[name] for name in ("kek_id", "wrapped")),
+)
 _WANTED: Columns = {"content_id": UUIDType(), "number": Integer()}
 _wanted = given("wanted", _WANTED)
 _CHUNKS = Statement(
     gated(
-        select(
-            sealed_chunks.c.content_id,
-            sealed_chunks.c.number,
-            sealed_chunks.c.sealed,
-            sealed_chunks.c.key_version,
-            tenant_keys.c.kek_id,
-            tenant_keys.c.wrapped,
-        )
+        select(*SEALED_CHUNK)
         .select_from(_wanted)
         .join(sealed_chunks, and_(sealed_chunks.c.content_id == _wanted.c.content_id, sealed_chunks.c.number == _wanted.c.number))
         .outerjoin(tenant_keys, and_(*mine_of(tenant_keys, sealed_chunks), tenant_keys.c.version == sealed_chunks.c.key_version))

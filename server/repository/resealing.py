@@ -12,7 +12,7 @@ from sqlalchemy import Integer, LargeBinary, bindparam, func, select, tuple_, up
 from server.repository.checkpoint_statements import LIMIT, WITH_KEY
 from server.repository.checkpoint_tables import checkpoints, sealed_chunks, tenant_keys
 from server.repository.checkpoints import SealedCheckpoint, sealed_of
-from server.repository.contents import Chunk, ChunkPlace
+from server.repository.contents import SEALED_CHUNK, Chunk, ChunkPlace
 from server.repository.database import Database
 from server.repository.keys import IDENTITY, KeyRow, held, held_values
 from server.repository.statement import Columns, Statement, gate, gated, given, given_values, mine, mine_of, of_tenant, opened
@@ -46,14 +46,7 @@ _HEADERS = Statement(
 )
 _CHUNKS = Statement(
     gated(
-        select(
-            sealed_chunks.c.content_id,
-            sealed_chunks.c.number,
-            sealed_chunks.c.sealed,
-            sealed_chunks.c.key_version,
-            tenant_keys.c.kek_id,
-            tenant_keys.c.wrapped,
-        )
+        select(*SEALED_CHUNK)
         .where(
             *mine(sealed_chunks),
             *mine(tenant_keys),
