@@ -376,7 +376,7 @@ async def test_who_is_cancelled_while_reading_goes_on_later_and_misses_nothing(s
                     seen += [(await asyncio.wait_for(anext(watch), 0.001 * (at % 5))).revision]
                 except TimeoutError:
                     continue
-            while seen[-1] < 21:
+            while seen[-1:] != [21]:  # on a busy machine not one came in time so far
                 seen.append((await anext(watch)).revision)
         assert seen == list(range(1, 22))
         assert [task for task in asyncio.all_tasks() if "AsyncWatch" in repr(task)] == []
