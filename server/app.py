@@ -193,7 +193,7 @@ def _metrics(
     metrics = Metrics()
     metrics.read("commits", lambda: {(): commits.stored})
     metrics.read("commit_batches", lambda: {(): commits.batches})
-    metrics.read("pool_connections", lambda: {(state,): count for state, count in database.use().items()})
+    metrics.read("pool_connections", lambda: {(state,): count for state, count in database.connections.use().items()})
     metrics.read("watches_open", lambda: {("flow",): watches.open, ("alerts",): alerts.open})
     metrics.read("watch_lag_seconds", lambda: {(): watches.lag})
     if settings.metrics_port:

@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 from sqlalchemy import select
 
+from server.repository.connections import Connection, Connections, PoolConnection
 from server.repository.session import Pooler, Session
 from server.repository.statement import Statement, gate, named
 from server.statemachine.errors import StoreUnavailable
@@ -20,7 +20,6 @@ from server.statemachine.values import Tenant
 
 _AWAY = "PostgreSQL is away or too busy: retry, with the same request_id if one was given"
 
-PoolConnection: TypeAlias = "PoolConnectionProxy[Any]"
 # The driver's record is a tuple in all but name.
 Row = Any
 
@@ -100,15 +99,6 @@ def admitted() -> Iterator[None]:
         raise SchemaError(f"PostgreSQL refuses the connection: {error}. See FLOWLEDGER_DATABASE_URL and its companions") from error
 
 
-class Connection(asyncpg.Connection):
-    """A pooled connection that is handed on as it is: tenant settings are transaction-local, so that nothing can leak."""
-
-    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the driver's signature
-        """Nothing to reset, unless a cancelled caller left its transaction open."""
-        if self.is_in_transaction():
-            await self.execute("ROLLBACK", timeout=timeout)
-
-
 _NAME_TENANTS = Statement(select(gate().c.tenants))
 
 
@@ -128,107 +118,37 @@ class Transaction:
 
 
 class Line:
-    """One connection, kept from call to call: the pool's hand-over costs as much as a small statement."""
+    """For one who sends statements one after another: its connection stays with it."""
 
-    __slots__ = ("_connection", "_database")
+    __slots__ = ("_database",)
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._connection: PoolConnection | None = None
 
     async def send(self, tenants: Iterable[Tenant], statement: Statement, values: Mapping[str, object]) -> Sequence[Row]:
         """What the statement returns, as a transaction of its own. Raises StoreUnavailable."""
+        connections = self._database.connections
         with translated():
-            if self._connection is None or _lost(self._connection):
-                await self.close()
-                self._connection = await self._database.lend()
+            connection = await connections.resume(self)
             try:
-                found = await self._database.send(self._connection, tenants, statement, values)
-            except TimeoutError:
-                self._connection.terminate()  # nobody answers there: callers must not wait until somebody has been asked to stop
-                await self.close()
+                found = await self._database.send(connection, tenants, statement, values)
+            except BaseException as error:
+                await connections.take_back_after(connection, error)
                 raise
-            except BaseException:
-                await self.close()  # who knows what state it is in: the pool looks after that
-                raise
-            if self._database.scarce:
-                await self.close()
+            await connections.keep(self, connection)
             return found
-
-    async def close(self) -> None:
-        """Give the connection back."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await self._database.take_back(connection)
-
-
-def _lost(connection: PoolConnection) -> bool:
-    try:
-        return connection.is_closed()
-    except asyncpg.InterfaceError:  # it broke while nobody used it, and the pool took it back by itself
-        return True
 
 
 class Database:
     """A pool of connections; every statement names the tenants it touches."""
 
-    def __init__(self, pool: asyncpg.Pool[Any], patience: float, url: str, session: Session) -> None:
-        """``patience`` is how long to wait for a free connection, in seconds; ``url`` is where the pool's connections lead."""
-        self._pool, self._patience, self.url, self._session = pool, patience, url, session
-        self._lines: list[Line] = []
-        self._returning: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
+    def __init__(self, connections: Connections, patience: float, url: str, session: Session) -> None:
+        """``patience`` is how long to wait for a connection, in seconds; ``url`` is where the connections lead."""
+        self.connections, self._patience, self.url, self._session = connections, patience, url, session
 
     def line(self) -> Line:
-        """A connection for somebody who sends one statement after another."""
-        line = Line(self)
-        self._lines.append(line)
-        return line
-
-    @property
-    def scarce(self) -> bool:
-        """Whether the pool is too small for lines to keep their connections while they have nothing to send."""
-        return self._pool.get_max_size() < len(self._lines) + 2
-
-    def use(self) -> dict[str, int]:
-        """How many connections are in use and idle, and how many there may be at most."""
-        idle = self._pool.get_idle_size()
-        return {"in_use": self._pool.get_size() - idle, "idle": idle, "most": self._pool.get_max_size()}
-
-    async def lend(self) -> PoolConnection:
-        """A free connection. Raises TimeoutError when none comes free in time."""
-        return await self._pool.acquire(timeout=self._patience)
-
-    async def take_back(self, connection: PoolConnection) -> None:
-        """Return a connection to the pool; a broken one is replaced."""
-        await self._pool.release(connection)
-
-    async def close_lines(self) -> None:
-        """Give back what is kept."""
-        for line in self._lines:
-            await line.close()
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[PoolConnection]:
-        connection = await self.lend()
-        try:
-            yield connection
-        except asyncio.CancelledError:
-            # PostgreSQL is asked to stop what it does for nobody, and may take its time to answer: the caller does not wait for that.
-            returning = asyncio.create_task(self.take_back(connection), name="take back")
-            self._returning.add(returning)
-            returning.add_done_callback(self._returned)
-            raise
-        except BaseException as error:
-            if isinstance(error, TimeoutError):
-                connection.terminate()  # as in Line.send
-            await self.take_back(connection)
-            raise
-        await self.take_back(connection)
-
-    def _returned(self, returning: asyncio.Task[None]) -> None:
-        self._returning.discard(returning)
-        if not returning.cancelled():
-            returning.exception()  # the pool replaces what cannot be used again: nobody needs to be told
+        """For somebody who sends one statement after another."""
+        return Line(self)
 
     @asynccontextmanager
     async def _transaction(self, connection: PoolConnection) -> AsyncIterator[None]:
@@ -268,7 +188,7 @@ class Database:
         Raises StoreUnavailable when PostgreSQL is away; whether it committed is then unknown.
         """
         with translated():
-            async with self._connection() as connection, self._transaction(connection):
+            async with self.connections.lent() as connection, self._transaction(connection):
                 if seconds is not None:
                     await connection.execute(f"SET LOCAL statement_timeout = {int(seconds * 1000)}")
                     await connection.execute(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
@@ -279,13 +199,13 @@ class Database:
     async def read(self, tenants: Iterable[Tenant], statement: Statement, values: Mapping[str, object]) -> Sequence[Row]:
         """What one reading statement returns; it sees one snapshot. The statement must be behind its ``gate``."""
         with translated():
-            async with self._connection() as connection:
+            async with self.connections.lent() as connection:
                 return await self.send(connection, tenants, statement, values)
 
     async def _ask(self, text: str, *values: object) -> Any:
         """The first column of the first row of a statement that touches no tenant."""
         with translated():
-            async with self._connection() as connection:
+            async with self.connections.lent() as connection:
                 found = await self._run(connection, text, *values)
                 return found[0][0] if found else None
 
@@ -338,7 +258,7 @@ class Database:
     async def at_home(self) -> bool:
         """Whether the database is in the cluster that its positions are counted by."""
         with translated():
-            async with self._connection() as connection:
+            async with self.connections.lent() as connection:
                 query = "SELECT cluster_id = (SELECT system_identifier FROM pg_control_system()) FROM installation"
                 return bool(await connection.fetchval(query))
 
@@ -353,7 +273,7 @@ class Database:
     async def check(self, seconds: float) -> None:
         """Raises StoreUnavailable unless PostgreSQL answers in so many seconds."""
         with translated():
-            async with asyncio.timeout(seconds), self._connection() as connection:
+            async with asyncio.timeout(seconds), self.connections.lent() as connection:
                 await connection.execute("SELECT 1")
 
 
@@ -392,11 +312,11 @@ async def connected(url: str, settings: PoolSettings) -> AsyncIterator[Database]
             max_cached_statement_lifetime=0,
             max_cacheable_statement_size=0,  # of any size
         )
-    database = Database(pool, settings.patience, url, session)
+    connections = Connections(pool, settings.patience)
     try:
-        yield database
+        yield Database(connections, settings.patience, url, session)
     finally:
-        await database.close_lines()
+        await connections.give_up_kept()
         try:
             await asyncio.wait_for(pool.close(), settings.patience)
         except TimeoutError:

@@ -124,11 +124,11 @@ async def opened(url: str, lanes: int = 1, cache: int = 1024 * 1024) -> AsyncIte
     session = Session(pooler=clusters.POOLER)
     async with connected(clusters.entrance(url), PoolSettings(CONNECTIONS, CONNECTIONS, session=session)) as database:
         sent: list[Sent] = []
-        lent = [await database.lend() for _ in range(CONNECTIONS)]
+        lent = [await database.connections.lend() for _ in range(CONNECTIONS)]
         for connection in lent:
             connection.add_query_logger(lambda query: _noted(sent, query))
         for connection in lent:
-            await database.take_back(connection)
+            await database.connections.take_back(connection)
         flows, heads, rung = Flows(database), Heads(cache), list[FlowKey]()
         commits = Commits(database, flows, heads, Texts(cache), lambda key, _: rung.append(key), lanes)
         yield Store(database, flows, Events(database), heads, commits, sent, rung)

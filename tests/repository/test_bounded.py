@@ -72,11 +72,11 @@ async def lengthened(store: Store, tenant: Tenant, truth: asyncpg.Connection) ->
 
 async def rows_read(store: Store, sent: Sent) -> int:
     """How many rows of tables the statement looks at."""
-    connection = await store.database.lend()
+    connection = await store.database.connections.lend()
     try:
         found = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {sent.text}", *sent.values)
     finally:
-        await store.database.take_back(connection)
+        await store.database.connections.take_back(connection)
     return sum(_read(json.loads(found)[0]["Plan"]))
 
 

@@ -280,9 +280,9 @@ async def test_no_more_is_read_than_one_base_and_the_events_after_it(store: Stor
     store.sent.clear()
     await record_at(store, FlowKey(tenant, flow_id), 299)
     assert len(store.sent) == 1
-    connection = await store.database.lend()
+    connection = await store.database.connections.lend()
     try:
         told = (await connection.fetch(store.sent[0].text, *store.sent[0].values))[0][3]
     finally:
-        await store.database.take_back(connection)
+        await store.database.connections.take_back(connection)
     assert [row[0] for row in told] == [*range(201, 300)]

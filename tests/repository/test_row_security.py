@@ -87,16 +87,15 @@ async def test_nothing_stays_open_on_a_connection_after_any_of_the_stores_calls(
     await store.commits.commit_together([store.asked(tenant, flow_id, report(1))], None)
     await store.record(tenant, flow_id)
     await store.history(tenant, flow_id)
-    # Every connection that is not kept by a line; ``close_lines`` gives the others back as well.
-    await store.database.close_lines()
-    lent = [await store.database.lend() for _ in range(8)]
+    # Every connection, also those that were kept.
+    lent = [await store.database.connections.lend() for _ in range(8)]
     try:
         for connection in lent:
             assert not await connection.fetchval(f"SELECT current_setting('{TENANTS_SETTING}', true)")
             assert await connection.fetchval("SELECT count(*) FROM flows") == 0
     finally:
         for connection in lent:
-            await store.database.take_back(connection)
+            await store.database.connections.take_back(connection)
 
 
 async def test_nothing_stays_open_after_a_call_that_failed_or_was_cancelled(store: Store, tenant: Tenant) -> None:
@@ -112,13 +111,12 @@ async def test_nothing_stays_open_after_a_call_that_failed_or_was_cancelled(stor
             raise RuntimeError
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    await store.database.close_lines()
-    lent = [await store.database.lend() for _ in range(8)]
+    lent = [await store.database.connections.lend() for _ in range(8)]
     try:
         assert [await connection.fetchval("SELECT count(*) FROM flows") for connection in lent] == [0] * 8
     finally:
         for connection in lent:
-            await store.database.take_back(connection)
+            await store.database.connections.take_back(connection)
 
 
 async def test_a_combined_transaction_touches_only_the_rows_of_its_tenants(store: Store) -> None:
