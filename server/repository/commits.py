@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import ceil
 
 import asyncpg
 
@@ -21,7 +20,7 @@ from server.repository.commit_statement import Stored, creating, outcome, updati
 from server.repository.database import COLLISIONS, Database, Line
 from server.repository.flows import Flows, Head
 from server.repository.gathered import tenants_of
-from server.repository.gathering import gathered
+from server.repository.gathering import Crowd
 from server.repository.plan import (
     Asked,
     Plan,
@@ -69,8 +68,7 @@ class Commits:
         self._out: dict[Line, float] = {}  # since when each busy lane's batch has been out
         self._spare: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
-        self._open = 0  # callers that wait for their commit
-        self._crowd = 1.0
+        self._crowd = Crowd()
         self._closed = False
         # How many commits were stored, and how many statements carried them.
         self.stored = self.batches = 0
@@ -90,11 +88,11 @@ class Commits:
             self._open_lane()
         elif self._spare is None and self._idle:
             self._spare = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._relieve)
-        self._open += 1
+        self._crowd.come()
         try:
             return await waiting.done
         finally:
-            self._open -= 1
+            self._crowd.go()
 
     def _open_lane(self) -> None:
         line = self._idle.pop()
@@ -200,8 +198,7 @@ class Commits:
 
     async def _run(self, line: Line) -> None:
         while self._waiting:
-            await gathered(self._waiting, min(BATCH_COMMITS, ceil(self._crowd)))
-            self._crowd = max(self._open, self._crowd * 0.97)
+            await self._crowd.gathered(self._waiting, BATCH_COMMITS)
             if not (taken := self._take()):
                 return
             self._out[line] = asyncio.get_running_loop().time()

@@ -15,7 +15,7 @@ from sqlalchemy import UUID as UUIDType
 from sqlalchemy.types import TypeEngine
 
 from server.repository.database import Database, Line
-from server.repository.gathering import gathered
+from server.repository.gathering import Crowd
 from server.repository.statement import Statement
 from server.repository.table_parts import FLOW_KEY
 from server.statemachine.values import FlowKey, Tenant
@@ -64,6 +64,7 @@ class Gathered(Generic[Read]):
         """``decode`` makes the answer of a row; ``numbers`` are what is asked besides the key."""
         self._statement, self._decode, self._numbers = statement, decode, numbers
         self._line = database.line()
+        self._crowd = Crowd()
         self._reading: asyncio.Task[None] | None = None
         self._waiting: dict[_Asked, list[asyncio.Future[Any]]] = {}
 
@@ -73,12 +74,16 @@ class Gathered(Generic[Read]):
         self._waiting.setdefault((key, *numbers), []).append(found)
         if self._reading is None:
             self._reading = asyncio.create_task(self._read_all(self._line), name="reads")
-        return await found
+        self._crowd.come()
+        try:
+            return await found
+        finally:
+            self._crowd.go()
 
     async def _read_all(self, line: Line) -> None:
         try:
             while self._waiting:
-                await gathered(self._waiting, ASKED)
+                await self._crowd.gathered(self._waiting, ASKED)
                 asked = list(self._waiting)[:ASKED]
                 await self._read(line, {one: self._waiting.pop(one) for one in asked})
         finally:
