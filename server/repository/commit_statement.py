@@ -6,8 +6,8 @@
     moved     UPDATE flows ... WHERE revision = expected, or INSERT for new flows
     put_...   events, children, documents, activity and request ids of the flows in ``moved``, and of no other
 
-Only the parts and columns that a batch needs are in its statement: a progress report sends neither labels nor documents. Where each part
-has one row the values stand in the statement by themselves, which costs PostgreSQL a quarter less than arrays of one.
+Only the parts and columns that a batch needs are in its statement: a progress report sends neither labels nor documents. Where one flow
+moves by one revision, what is one row stands in the statement by itself, which costs PostgreSQL a quarter less than arrays of one.
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ class _Shape:
 
     new: bool
     wide: bool
-    lone: bool
+    # The parts that have one row each of one commit; none where several commits go together.
+    lone: frozenset[str]
     children: tuple[str, ...]
     born_children: tuple[str, ...]
     documents: bool
@@ -195,12 +196,10 @@ def outcome(batch: Batch, rows: Sequence[Any]) -> Stored:
 
 
 def _shape(batch: Batch, *, new: bool) -> _Shape:
-    tables = [*batch.children.values(), *batch.born_children.values(), *batch.gone_children.values()]
-    parts = [*tables, batch.documents, batch.activity, batch.requests, batch.versions, batch.gone_documents, batch.bases]
     return _Shape(
         new,
         batch.wide or new,
-        len(batch.flows) == 1 and len(batch.events) == 1 and all(len(part) <= 1 for part in parts),
+        _lone(batch),
         tuple(sorted(batch.children)),
         tuple(sorted(batch.born_children)),
         bool(batch.documents),
@@ -211,6 +210,12 @@ def _shape(batch: Batch, *, new: bool) -> _Shape:
         bool(batch.gone_documents),
         bool(batch.bases),
     )
+
+
+def _lone(batch: Batch) -> frozenset[str]:
+    if len(batch.flows) > 1 or len(batch.events) > 1:
+        return frozenset()
+    return frozenset(part for part, rows in _rows(batch).items() if len(rows) == 1)
 
 
 def _columns(shape: _Shape) -> Columns:
@@ -240,8 +245,8 @@ def _parts(shape: _Shape) -> Iterator[tuple[str, Columns]]:
         yield "base", _BASE
 
 
-def _prepared(batch: Batch, shape: _Shape) -> tuple[Statement, dict[str, object]]:
-    rows: dict[str, list[Row]] = {
+def _rows(batch: Batch) -> dict[str, list[Row]]:
+    return {
         "asked": batch.flows,
         "event": batch.events,
         **{f"child_{name}": found for name, found in batch.children.items()},
@@ -254,17 +259,21 @@ def _prepared(batch: Batch, shape: _Shape) -> tuple[Statement, dict[str, object]
         "gone_document": batch.gone_documents,
         "base": batch.bases,
     }
+
+
+def _prepared(batch: Batch, shape: _Shape) -> tuple[Statement, dict[str, object]]:
+    rows = _rows(batch)
     statement, names = _statement(shape)
     values: dict[str, object] = {}
     for part, parameters in names:
         # A row may have more columns than the shape asks for: those of the wide shape stand last.
-        values.update(zip(parameters, rows[part][0] if shape.lone else zip(*rows[part], strict=True), strict=False))
+        values.update(zip(parameters, rows[part][0] if part in shape.lone else zip(*rows[part], strict=True), strict=False))
     return statement, values
 
 
 @lru_cache(maxsize=512)
 def _statement(shape: _Shape) -> tuple[Statement, tuple[tuple[str, tuple[str, ...]], ...]]:
-    given = {part: (_alone if shape.lone else _given)(part, columns) for part, columns in _parts(shape)}
+    given = {part: (_alone if part in shape.lone else _given)(part, columns) for part, columns in _parts(shape)}
     opener, asked, request = gate(), given["asked"], given.get("request")
     answered = None if request is None else _answered(opener, asked, request)
     moved = (_created if shape.new else _moved)(opener, asked, answered, _columns(shape))
