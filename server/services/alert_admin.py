@@ -12,7 +12,7 @@ from flowledger.v1 import admin_service_pb2 as pb
 from flowledger.v1 import alert_pb2
 
 from server.repository.alerts import Alerts, Numbered
-from server.services import convert, page_token
+from server.services import page_token, times
 from server.services.caller import Caller
 from server.services.fields import Fields
 from server.services.watch import WatchSettings
@@ -119,7 +119,7 @@ class AlertAdmin:
                 pass  # the floor under lost hints, and under alerts that other processes raise: look anyway
 
     def _message(self, one: Numbered | None) -> pb.WatchAlertsResponse:
-        return pb.WatchAlertsResponse(alert=None if one is None else alert_message(one.alert), time=convert.timestamp(self._now()))
+        return pb.WatchAlertsResponse(alert=None if one is None else alert_message(one.alert), time=times.timestamp(self._now()))
 
 
 def alert_message(alert: Alert) -> alert_pb2.Alert:
@@ -132,6 +132,6 @@ def alert_message(alert: Alert) -> alert_pb2.Alert:
         child_type=alert.child_type,
         phase=alert.phase,
         checkpoint_id="" if alert.checkpoint_id is None else str(alert.checkpoint_id),
-        create_time=convert.timestamp(alert.create_time),
+        create_time=times.timestamp(alert.create_time),
         message=alert.message,
     )

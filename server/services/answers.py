@@ -4,37 +4,49 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from flowledger.v1 import event_pb2
 from google.protobuf.message import Message
 
 from server.repository.requests import Committed, Request
-from server.services import convert
+from server.services import event_messages, flow_messages
 
 _Response = TypeVar("_Response", bound=Message)
 
 
 def event_of(one: Committed) -> event_pb2.FlowEvent:
     """The event that records the commit."""
-    return convert.event(str(one.flow.flow_id), one.event, one.hash)
+    found = event_pb2.FlowEvent()
+    _write_event(found, one)
+    return found
 
 
-def summary_answer(response: type[_Response]) -> Callable[[Sequence[Committed]], _Response]:
+def _write_event(target: event_pb2.FlowEvent, one: Committed) -> None:
+    event_messages.write_event(target, str(one.flow.flow_id), one.event, one.hash)
+
+
+def summary_answer(response: Callable[[], _Response]) -> Callable[[Sequence[Committed]], _Response]:
     """The usual answer: the flow in SUMMARY view and the event."""
 
     def answer(results: Sequence[Committed]) -> _Response:
-        return response(flow=convert.summarized(results[0].summary), event=event_of(results[0]))
+        made: Any = response()
+        flow_messages.write_summary(made.flow, results[0].summary)
+        _write_event(made.event, results[0])
+        return cast(_Response, made)
 
     return answer
 
 
-def basic_answer(response: type[_Response]) -> Callable[[Sequence[Committed]], _Response]:
+def basic_answer(response: Callable[[], _Response]) -> Callable[[Sequence[Committed]], _Response]:
     """The answer of what makes children: the flow in BASIC view and the event."""
 
     def answer(results: Sequence[Committed]) -> _Response:
-        return response(flow=convert.basic(results[0].flow), event=event_of(results[0]))
+        made: Any = response()
+        flow_messages.write_basic(made.flow, results[0].flow)
+        _write_event(made.event, results[0])
+        return cast(_Response, made)
 
     return answer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flowledger.v1 import checkpoint_pb2
 
-from server.services import convert
+from server.services import times
 from server.services.fields import Fields
 from server.statemachine.checkpoint import Checkpoint, Expiry
 from server.statemachine.errors import invalid
@@ -24,9 +24,9 @@ def message(checkpoint: Checkpoint) -> checkpoint_pb2.Checkpoint:
         kind=checkpoint.kind.value,  # type: ignore[arg-type]
         status=checkpoint.status.value,  # type: ignore[arg-type]
         progress_percent=checkpoint.progress,
-        create_time=convert.timestamp(checkpoint.create_time),
+        create_time=times.timestamp(checkpoint.create_time),
         created_by=checkpoint.created_by,
-        expire_time=convert.maybe_timestamp(checkpoint.expire_time),
+        expire_time=times.maybe_timestamp(checkpoint.expire_time),
         pinned=checkpoint.pinned,
         labels=checkpoint.labels,
         reason=checkpoint.reason,

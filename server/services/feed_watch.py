@@ -11,7 +11,7 @@ from flowledger.v1 import flow_service_pb2 as pb
 from server.repository.feed import Cursor, Feed, FeedEntry, FeedPage
 from server.repository.filter import Filter
 from server.repository.match import Sighting, matches
-from server.services import convert
+from server.services import event_messages, flow_messages, times
 from server.services.boundary import Send
 from server.services.resume_token import FeedPosition, ResumeTokens
 from server.services.streams import Stream, Streams
@@ -36,8 +36,8 @@ class FeedTold(Told):
         change = pb.FlowChange(
             flow_id=flow_id,
             revision=event.revision,
-            event=convert.event(flow_id, event, entry.stored.hash),
-            flow=convert.summarized(entry.flow),
+            event=event_messages.event(flow_id, event, entry.stored.hash),
+            flow=flow_messages.summarized(entry.flow),
         )
         # Events from before there were positions do not tell the labels.
         labels = event.labels if entry.cursor.position else entry.flow.labels
@@ -157,7 +157,7 @@ class FeedWatch(Stream):
         if self._compacted(page):
             raise PositionCompacted
         self._load(page)
-        await self._say(self._message(opened=pb.FlowsOpened(lag=convert.seconds(self.lag()))))
+        await self._say(self._message(opened=pb.FlowsOpened(lag=times.seconds(self.lag()))))
 
     def _next(self) -> FeedTold | None:
         if self._page:
@@ -200,7 +200,7 @@ class FeedWatch(Stream):
 
     def _beat(self) -> bytes:
         now = self._streams.now()
-        return self._message(heartbeat=pb.FlowsHeartbeat(time=convert.timestamp(now), lag=convert.seconds(self.lag())))
+        return self._message(heartbeat=pb.FlowsHeartbeat(time=times.timestamp(now), lag=times.seconds(self.lag())))
 
     def _end(self, end: pb.WatchEnd) -> bytes:
         return self._message(end=end)

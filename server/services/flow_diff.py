@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flowledger.v1 import event_pb2, history_pb2
 
-from server.services import convert
+from server.services import event_messages, times
 from server.statemachine.diff import DocumentDiff, FlowDiff, PhaseDiff
 from server.statemachine.values import Flow, Phase
 
@@ -29,8 +29,8 @@ def message(found: FlowDiff) -> history_pb2.FlowDiff:
         children_removed=found.children_removed,
         documents=[_document(document) for document in found.documents],
         lines=found.lines,
-        from_delete_time=convert.maybe_timestamp(before.delete_time) if deleted else None,
-        to_delete_time=convert.maybe_timestamp(after.delete_time) if deleted else None,
+        from_delete_time=times.maybe_timestamp(before.delete_time) if deleted else None,
+        to_delete_time=times.maybe_timestamp(after.delete_time) if deleted else None,
     )
 
 
@@ -67,7 +67,7 @@ def _phase(found: PhaseDiff) -> event_pb2.PhaseChanged:
         from_fraction=before.fraction,
         to_fraction=after.fraction,
         reason=after.message,
-        failure=convert.failure_message(after.failure),
+        failure=event_messages.failure_message(after.failure),
         retry_count=after.retry_count,
     )
 

@@ -16,7 +16,7 @@ from server.repository.flows import Record
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Request, answered
 from server.repository.store import Store
-from server.services import convert, flow_diff, page_token
+from server.services import event_messages, flow_diff, page_token
 from server.services.answers import basic_answer, remembered
 from server.services.caller import Caller
 from server.services.fields import NAME_LENGTH, Fields
@@ -65,7 +65,7 @@ class FlowHistory:
         found: list[event_pb2.FlowEvent] = []
         room = PAGE_BYTES
         for stored in page.events:
-            event = convert.event(str(flow_id), stored.event, stored.hash)
+            event = event_messages.event(str(flow_id), stored.event, stored.hash)
             room -= event.ByteSize()
             if room < 0 and found:
                 reached = found[-1].revision  # the next page begins with this one

@@ -6,7 +6,7 @@ from flowledger.v1 import flow_service_pb2 as pb
 
 from server.repository.requests import Answered
 from server.rescue import Asked, Done, Rescue
-from server.services import convert, rescue_messages
+from server.services import event_messages, flow_messages, rescue_messages
 from server.services.answers import remembered
 from server.services.caller import Caller
 from server.services.fields import Fields
@@ -69,6 +69,6 @@ def _answer(done: Done) -> pb.RecoverFlowResponse:
     flow, made = done.flow, done.recovered
     return pb.RecoverFlowResponse(
         plan=rescue_messages.plan(done),
-        flow=None if flow is None else convert.basic(flow),
-        event=None if made is None else convert.event(str(made.flow.flow_id), made.event, done.hash),
+        flow=None if flow is None else flow_messages.basic(flow),
+        event=None if made is None else event_messages.event(str(made.flow.flow_id), made.event, done.hash),
     )

@@ -22,7 +22,7 @@ from server.repository.flows import DeletedFlows
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Committed
 from server.repository.store import Store
-from server.services import convert, page_token
+from server.services import convert, flow_messages, page_token
 from server.services.answers import basic_answer, event_of, remembered, summary_answer
 from server.services.boundary import Send
 from server.services.caller import Caller
@@ -169,7 +169,7 @@ class FlowService:
 
         def answer(results: Sequence[Committed]) -> pb.BatchUpdateFlowsResponse:
             return pb.BatchUpdateFlowsResponse(
-                results=[pb.FlowCommitted(flow=convert.summarized(one.summary), event=event_of(one)) for one in results]
+                results=[pb.FlowCommitted(flow=flow_messages.summarized(one.summary), event=event_of(one)) for one in results]
             )
 
         if request.validate_only:
@@ -241,7 +241,7 @@ class FlowService:
             ids = [said.flow_id for said in page]
             flows = await self._reads.flows(caller.tenant, ids, _BASIC, document_pb2.DOCUMENT_FORM_JSON)
         else:
-            flows = [convert.summarized(said) for said in page]
+            flows = [flow_messages.summarized(said) for said in page]
         return pb.ListFlowsResponse(flows=flows, next_page_token=token)
 
     async def WatchFlow(self, request: pb.WatchFlowRequest, caller: Caller, send: Send) -> None:
@@ -346,7 +346,7 @@ class FlowService:
         if view == _FULL:
             return (await self._reads.full([await self._history.record(key, at)], form))[0]
         flow = (await self._history.base(key, at)).flow
-        return convert.summarized(summary(flow)) if view == _SUMMARY else convert.basic(flow)
+        return flow_messages.summarized(summary(flow)) if view == _SUMMARY else flow_messages.basic(flow)
 
 
 @cache

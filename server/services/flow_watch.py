@@ -10,7 +10,7 @@ from flowledger.v1 import flow_service_pb2 as pb
 
 from server.repository.events import EventPage, Events, StoredEvent
 from server.repository.flows import Flows
-from server.services import convert
+from server.services import event_messages, flow_messages, times
 from server.services.boundary import Send
 from server.services.resume_token import FlowPosition, ResumeTokens
 from server.services.streams import Stream, Streams
@@ -27,7 +27,7 @@ class FlowTold(Told):
 
     def __init__(self, flow_id: str, stored: StoredEvent) -> None:
         self.event = stored.event
-        event = convert.event(flow_id, stored.event, stored.hash)
+        event = event_messages.event(flow_id, stored.event, stored.hash)
         super().__init__(pb.WatchFlowResponse(revision=stored.event.revision, event=event).SerializeToString())
 
 
@@ -60,7 +60,7 @@ class Picture:
 
     def __init__(self, flow: Flow) -> None:
         self.revision, self.progress = flow.revision, flow_progress(flow)
-        self._flow = convert.basic(flow)
+        self._flow = flow_messages.basic(flow)
         self._messages: dict[tuple[FlowWanted, int, bool], bytes] = {}
 
     def message(self, wanted: FlowWanted, skipped: int, regressed: bool) -> bytes:
@@ -215,7 +215,7 @@ class FlowWatch(Stream):
         return None
 
     def _beat(self) -> bytes:
-        return self._message(heartbeat=pb.WatchHeartbeat(time=convert.timestamp(self._streams.now())))
+        return self._message(heartbeat=pb.WatchHeartbeat(time=times.timestamp(self._streams.now())))
 
     def _end(self, end: pb.WatchEnd) -> bytes:
         if end.reason in (pb.WATCH_END_REASON_MAX_AGE, pb.WATCH_END_REASON_DRAINING):

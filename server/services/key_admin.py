@@ -8,7 +8,7 @@ from server.checkpoints.archive import Archive
 from server.repository.erasure import Erasure
 from server.repository.requests import Reply
 from server.repository.store import Store
-from server.services import convert
+from server.services import times
 from server.services.caller import Caller
 from server.services.fields import Fields
 from server.services.flow_service import Sources
@@ -94,5 +94,5 @@ def _counted(erased: Erased) -> pb.ErasureReceipt:
 def _response(made: Receipt) -> pb.EraseTenantResponse:
     receipt = _counted(made.erased)
     receipt.receipt_id, receipt.actor, receipt.reason = str(made.receipt_id), made.actor, made.reason
-    receipt.time.CopyFrom(convert.timestamp(made.time))
+    receipt.time.CopyFrom(times.timestamp(made.time))
     return pb.EraseTenantResponse(receipt=receipt)

@@ -12,7 +12,7 @@ from flowledger.v1 import flow_service_pb2 as pb
 from server.repository.commits import Commits
 from server.repository.plan import Asked
 from server.repository.requests import Answered, Committed
-from server.services import convert
+from server.services import convert, flow_messages
 from server.services.caller import Caller
 from server.services.fields import Fields
 from server.statemachine import document
@@ -52,7 +52,7 @@ class ProgressStream:
         if self._last is None:
             raise invalid("progress", "is required: the stream held no report")
         return pb.StreamProgressResponse(
-            flow=convert.summarized(self._last.summary), received_count=received, committed_count=self._committed
+            flow=flow_messages.summarized(self._last.summary), received_count=received, committed_count=self._committed
         )
 
     async def _take(self, requests: AsyncIterator[pb.StreamProgressRequest], group: asyncio.TaskGroup) -> int:

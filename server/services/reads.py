@@ -17,7 +17,7 @@ from flowledger.v1 import flow_service_pb2 as pb
 from server.cache import CachedView, SharedViews, Views
 from server.repository.document_store import offloaded
 from server.repository.flows import Flows, Record
-from server.services import convert
+from server.services import flow_messages
 from server.statemachine import document
 from server.statemachine.errors import FlowNotFound, LimitExceeded, RevisionInFuture
 from server.statemachine.values import FlowKey, Tenant
@@ -75,9 +75,9 @@ class Reads:
     async def flows(self, tenant: Tenant, flow_ids: Sequence[UUID], view: View, form: Form) -> list[flow_pb2.Flow]:
         """The flows in the order asked for. Raises FlowNotFound for the first that is missing, LimitExceeded."""
         if view == _SUMMARY:
-            return [convert.summarized(said) for said in await self._flows.summaries(tenant, flow_ids)]
+            return [flow_messages.summarized(said) for said in await self._flows.summaries(tenant, flow_ids)]
         if view == _BASIC:
-            return [convert.basic(flow) for flow in await self._flows.flows(tenant, flow_ids)]
+            return [flow_messages.basic(flow) for flow in await self._flows.flows(tenant, flow_ids)]
         return await self.full(await self._flows.records(tenant, flow_ids), form)
 
     async def full(self, records: Sequence[Record], form: Form) -> list[flow_pb2.Flow]:
@@ -88,7 +88,7 @@ class Reads:
             raise LimitExceeded("documents of one response (bytes)", most, size)
 
         def written() -> list[flow_pb2.Flow]:
-            return [convert.full(record.head.flow, record.documents, record.activity, form) for record in records]
+            return [flow_messages.full(record.head.flow, record.documents, record.activity, form) for record in records]
 
         return await offloaded(size, written)
 

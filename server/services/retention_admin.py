@@ -14,7 +14,7 @@ from server.repository.compaction import Compaction, Removed
 from server.repository.database import Database
 from server.repository.policies import Policies
 from server.repository.requests import NO_FLOW, Answered, Reply, remember
-from server.services import convert
+from server.services import times
 from server.services.caller import Caller
 from server.services.fields import Fields
 from server.services.flow_service import Sources
@@ -130,12 +130,12 @@ def _policy(fields: Fields, request: pb.UpdatePolicyRequest) -> Policy:
 def _message(policy: Policy) -> policy_pb2.Policy:
     return policy_pb2.Policy(
         keep_revisions=policy.keep_revisions,
-        keep_duration=convert.duration(policy.keep_duration) if policy.keep_duration else None,
+        keep_duration=times.duration(policy.keep_duration) if policy.keep_duration else None,
         keep_last_good=policy.keep_last_good,
         keep_terminal=policy.keep_terminal,
         checkpoint_before=sorted(state.value for state in policy.checkpoint_before),  # type: ignore[misc]
-        auto_checkpoint_ttl=convert.duration(policy.auto_checkpoint_ttl),
+        auto_checkpoint_ttl=times.duration(policy.auto_checkpoint_ttl),
         etag=policy.etag,
-        update_time=convert.maybe_timestamp(policy.update_time),
+        update_time=times.maybe_timestamp(policy.update_time),
         updated_by=policy.updated_by,
     )

@@ -8,9 +8,16 @@ from types import MappingProxyType
 
 
 class Member(Enum):
-    """An enum whose members hash by identity: Enum's own hash is a call in Python, and rules look members up all the time."""
+    """An enum whose members hash by identity and know their number: Enum's own hash is a call in Python, and so is its ``value``.
+
+    Rules look members up all the time, and every answer holds some.
+    """
 
     __hash__ = object.__hash__
+    number: int
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 @unique
