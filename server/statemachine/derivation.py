@@ -142,7 +142,11 @@ def _status(flow: Flow, child: ChildFlow | None, unheld: FlowStatus | None) -> F
 
 def flow_progress(flow: Flow) -> float:
     """The master's progress, 0 to 100: every domain of the journey has the same share."""
-    return round(sum([child_progress(child) for child in flow.children]) / len(JOURNEYS[flow.type]), 4)
+    progress = flow.memo_progress
+    if progress is None:
+        progress = round(sum([child_progress(child) for child in flow.children]) / len(JOURNEYS[flow.type]), 4)
+        object.__setattr__(flow, "memo_progress", progress)
+    return progress
 
 
 def current_phases(flow: Flow) -> tuple[str, ...]:

@@ -163,6 +163,8 @@ class Flow:
     end_time: datetime | None = None
     delete_time: datetime | None = None
     origin: Origin | None = None
+    # As a child's: the next commit compares with it.
+    memo_progress: float | None = field(default=None, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
