@@ -13,15 +13,6 @@ from asyncpg.pool import PoolConnectionProxy
 PoolConnection: TypeAlias = "PoolConnectionProxy[Any]"
 
 
-class Connection(asyncpg.Connection):
-    """A pooled connection that is handed on as it is: tenant settings are transaction-local, so that nothing can leak."""
-
-    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the driver's signature
-        """Nothing to reset, unless a cancelled caller left its transaction open."""
-        if self.is_in_transaction():
-            await self.execute("ROLLBACK", timeout=timeout)
-
-
 class Connections:
     """A pool, and what is kept of it.
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import asyncpg
 from sqlalchemy import select
 
-from server.repository.connections import Connection, Connections, PoolConnection
+from server.repository.connections import Connections, PoolConnection
 from server.repository.session import Pooler, Session
 from server.repository.statement import Statement, gate, named
 from server.statemachine.errors import StoreUnavailable
@@ -97,6 +97,15 @@ def admitted() -> Iterator[None]:
         ) from error
     except _UNWANTED as error:
         raise SchemaError(f"PostgreSQL refuses the connection: {error}. See FLOWLEDGER_DATABASE_URL and its companions") from error
+
+
+class Connection(asyncpg.Connection):
+    """A pooled connection that is handed on as it is: tenant settings are transaction-local, so that nothing can leak."""
+
+    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the driver's signature
+        """Nothing to reset, unless a cancelled caller left its transaction open."""
+        if self.is_in_transaction():
+            await self.execute("ROLLBACK", timeout=timeout)
 
 
 _NAME_TENANTS = Statement(select(gate().c.tenants))
