@@ -49,8 +49,12 @@ class Step:
 
     @property
     def committed(self) -> Committed:
-        """What the caller is told once it is on disk."""
-        return Committed(self.outcome.flow, self.outcome.summary, self.outcome.event, self.hash)
+        """What it has come to, once it is on disk."""
+        return self.told(b"")
+
+    def told(self, answer: bytes) -> Committed:
+        """The same, with what the caller is told of it."""
+        return Committed(self.outcome.flow, self.outcome.summary, self.outcome.event, self.hash, answer)
 
 
 def merged_places(changes: Iterable[Change]) -> list[DocumentPlace]:

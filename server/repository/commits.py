@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
 import asyncpg
 
@@ -17,7 +18,7 @@ from server.cache import Heads, Texts
 from server.repository import requests
 from server.repository.batch import batch_of, document_bytes
 from server.repository.commit_statement import Stored, creating, outcome, updating
-from server.repository.database import COLLISIONS, Database, Line
+from server.repository.database import COLLISIONS, Database, Line, Row
 from server.repository.flows import Flows, Head
 from server.repository.gathered import tenants_of
 from server.repository.gathering import Crowd
@@ -41,6 +42,8 @@ from server.statemachine.errors import Draining, FlowError, FlowExists, FlowNotF
 from server.statemachine.values import DocumentPlace, FlowKey, Tenant
 
 ATTEMPTS = 10
+# After so many turns of the event loop a statement is out: uvloop writes at the end of the turn in which it was told to.
+TURNS_TO_SEND = 2
 # One batch holds at most this many commits, and documents of about this size: a large one would make the small ones wait.
 BATCH_COMMITS = 128
 BATCH_BYTES = 1024 * 1024
@@ -366,7 +369,7 @@ class Commits:
         new = next(iter(plans.values())).head is None
         statement, values = creating(batch) if new else updating(batch)
         try:
-            stored = outcome(batch, await line.send(tenants_of(plans), statement, values))
+            stored = outcome(batch, await _sent(line.send(tenants_of(plans), statement, values), plans.values()))
         except COLLISIONS:
             return
         except asyncpg.PostgresError as error:
@@ -409,8 +412,8 @@ class Commits:
         for step in plan.steps:
             for place, text in step.outcome.documents.items():
                 self._texts.put(key, place, step.outcome.event.revision, text)
-        for waiting, step in zip(plan.carried, plan.steps, strict=True):
-            waiting.succeed(step.committed)
+        for at, (waiting, step) in enumerate(zip(plan.carried, plan.steps, strict=True)):
+            waiting.succeed(step.told(plan.answers.get(at, b"")))
         self.stored += len(plan.steps)
         self._ring(key, last.outcome.flow.revision)
 
@@ -439,6 +442,31 @@ class Commits:
 
     async def _replayed(self, tenant: Tenant, request: Request | None) -> Answered | None:
         return None if request is None else await requests.answered(self._database, tenant, request)
+
+
+async def _sent(send: Coroutine[Any, Any, Sequence[Row]], plans: Iterable[Plan]) -> Sequence[Row]:
+    """What the statement returns; while PostgreSQL works, what the callers are told is made."""
+    sending = asyncio.create_task(send, name="commit")
+    try:
+        for _ in range(TURNS_TO_SEND):
+            await asyncio.sleep(0)
+        for plan in plans:
+            _tell(plan)
+        return await sending
+    except BaseException:
+        sending.cancel()
+        raise
+
+
+def _tell(plan: Plan) -> None:
+    """Make what callers are told of what the plan comes to, where that is wanted."""
+    for at, (waiting, step) in enumerate(zip(plan.carried, plan.steps, strict=True)):
+        if at in plan.answers or waiting.asked.answer is None:
+            continue
+        try:
+            plan.answers[at] = waiting.asked.answer([step.committed])
+        except Exception:  # noqa: BLE001 - a supervised loop: the call itself makes it once more, and it alone fails
+            continue
 
 
 class _Overtaken(Exception):

@@ -9,9 +9,9 @@ from datetime import datetime
 from uuid import UUID
 
 from server.repository.batch import Moves, Step, batch_of, merged_places
-from server.repository.commit_statement import Batch, Row
+from server.repository.commit_statement import Batch
 from server.repository.flows import Head
-from server.repository.requests import Answered, Committed, Request
+from server.repository.requests import Answer, Answered, Committed, Request
 from server.statemachine import flow as machine
 from server.statemachine.change import Change, ReplaceContent
 from server.statemachine.errors import ConcurrentModification, FlowError, FlowNotFound
@@ -40,7 +40,7 @@ class Withheld(Exception):
 class Asked:
     """One commit as a caller asks for it; ``expected`` 0 means whatever revision is current, ``birth`` makes a new flow.
 
-    Where ``withheld`` holds of what it would do, it is not done: the caller gets Withheld.
+    Where ``withheld`` holds of what it would do, it is not done: the caller gets Withheld. ``answer`` makes what the caller is told of it.
     """
 
     tenant: Tenant
@@ -51,6 +51,7 @@ class Asked:
     request: Request | None = None
     birth: Birth | None = None
     withheld: Callable[[Event], bool] | None = field(default=None, repr=False, compare=False)
+    answer: Answer | None = field(default=None, repr=False, compare=False)
     key: FlowKey = field(init=False, repr=False, compare=False)
     # Whether the flow is replaced as a whole; that goes by itself, since what it removes cannot be written in the same statement.
     replaces: bool = field(init=False, repr=False, compare=False)
@@ -90,6 +91,8 @@ class Plan:
     # What batch.Moves wants to know besides the steps.
     kept: Kept | None = None
     texts: Mapping[DocumentPlace, tuple[int, bytes]] = field(default_factory=dict)
+    # What callers are told, by the place of their commit among those that are carried, as far as it has been made.
+    answers: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def wants_kept(self) -> bool:
@@ -114,9 +117,12 @@ async def batch_of_plans(plans: Mapping[FlowKey, Plan]) -> Batch:
     """The rows of all plans, with the request ids that they answer."""
     batch = await batch_of({key: plan.moves for key, plan in plans.items()})
     for place, key in enumerate(batch.keys):
-        for waiting, step in zip(plans[key].carried, plans[key].steps, strict=True):
+        plan = plans[key]
+        for at, (waiting, step) in enumerate(zip(plan.carried, plan.steps, strict=True)):
             if (request := waiting.asked.request) is not None:
-                batch.requests.append(request_row(place, request, [step.committed], waiting.asked.occasion.now))
+                row = request_row(place, request, [step.committed], waiting.asked.occasion.now)
+                plan.answers[at] = row[-1]
+                batch.requests.append(row)
     return batch
 
 
@@ -135,8 +141,8 @@ def merges(group: Iterable[Waiting]) -> list[DocumentPlace]:
     return merged_places(change for waiting in group for change in waiting.asked.changes)
 
 
-def request_row(place: int, request: Request, results: Sequence[Committed], now: datetime) -> Row:
-    """The row that remembers the answer."""
+def request_row(place: int, request: Request, results: Sequence[Committed], now: datetime) -> tuple[int, UUID, datetime, bytes, bytes]:
+    """The row that remembers the answer, which stands last."""
     return place, request.request_id, now, request.payload_hash, request.answer(results)
 
 

@@ -25,12 +25,19 @@ from server.statemachine.values import Flow, FlowSummary, Tenant
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A flow after a commit, the event that records it, and that event's link in the hash chain."""
+    """A flow after a commit, the event that records it, and that event's link in the hash chain.
+
+    ``answer`` is what the caller is told of it, where it was asked for together with the commit.
+    """
 
     flow: Flow
     summary: FlowSummary
     event: Event
     hash: bytes
+    answer: bytes = b""
+
+
+Answer = Callable[[Sequence[Committed]], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Request:
 
     request_id: UUID
     payload_hash: bytes
-    answer: Callable[[Sequence[Committed]], bytes]
+    answer: Answer
 
 
 @dataclass(frozen=True, slots=True)

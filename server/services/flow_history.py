@@ -17,7 +17,7 @@ from server.repository.plan import Asked, Birth
 from server.repository.requests import Answered, Request, answered
 from server.repository.store import Store
 from server.services import event_messages, flow_diff, page_token
-from server.services.answers import basic_answer, remembered
+from server.services.answers import basic_answer, basic_message, remembered
 from server.services.caller import Caller
 from server.services.fields import NAME_LENGTH, Fields
 from server.services.flow_service import Sources
@@ -116,7 +116,7 @@ class FlowHistory:
         done = await self._once(caller.tenant, asking, revert)
         if isinstance(done, Answered):
             return done.answer
-        response = basic_answer(pb.RevertFlowResponse)([done.committed])
+        response = basic_message(pb.RevertFlowResponse, done.committed)
         if request.validate_only:
             would = replace(done.committed.flow, revision=0)  # it is none of the flow's revisions
             response.diff.CopyFrom(flow_diff.message(await compared(side(done.before), Side(would, done.documents))))
@@ -145,7 +145,7 @@ class FlowHistory:
             asked = Asked(caller.tenant, flow_id, (change,), occasion, request=asking, birth=birth)
             commits = self._store.commits
             done = await (commits.rehearse(asked) if request.validate_only else commits.commit(asked))
-            return done if isinstance(done, Answered) else basic_answer(pb.ForkFlowResponse)([done])
+            return done if isinstance(done, Answered) else basic_message(pb.ForkFlowResponse, done)
 
         found = await self._once(caller.tenant, asking, fork)
         return found.answer if isinstance(found, Answered) else found

@@ -51,7 +51,7 @@ class FlowRescue:
         fields.optional_uuid("request_id", request.request_id)
         fields.check()
         asked = Asked(FlowKey(caller.tenant, flow_id), lowest, reason, self._occasion(caller), expected, rehearse=request.validate_only)
-        asking = remembered(request, lambda _: pb.RecoverFlowResponse())
+        asking = remembered(request, lambda _: b"")  # only asks: recover writes the answer down itself
         done = await self._rescue.recover(asked, asking, lambda done: _answer(done).SerializeToString())
         return done.answer if isinstance(done, Answered) else _answer(done)
 

@@ -20,7 +20,7 @@ from server.repository import filter as filters
 from server.repository.document_store import INLINE_BYTES
 from server.repository.flows import DeletedFlows
 from server.repository.plan import Asked, Birth
-from server.repository.requests import Answered, Committed
+from server.repository.requests import Answer, Answered, Committed
 from server.repository.store import Store
 from server.services import convert, flow_messages, page_token
 from server.services.answers import basic_answer, event_of, remembered, summary_answer
@@ -77,100 +77,89 @@ class FlowService:
 
     # ---- making and changing --------------------------------------------------------------------------------------------------------
 
-    async def CreateFlow(self, request: pb.CreateFlowRequest, caller: Caller) -> pb.CreateFlowResponse | bytes:
+    async def CreateFlow(self, request: pb.CreateFlowRequest, caller: Caller) -> bytes:
         """The new flow, BASIC."""
-        asked = await self._read(request, lambda fields: self._creation(fields, request, caller))
-        return await self._commit(asked, request, basic_answer(pb.CreateFlowResponse))
+        return await self._commit(await self._read(request, lambda fields: self._creation(fields, request, caller)), request)
 
-    async def UpdateFlow(self, request: pb.UpdateFlowRequest, caller: Caller) -> pb.UpdateFlowResponse | bytes:
+    async def UpdateFlow(self, request: pb.UpdateFlowRequest, caller: Caller) -> bytes:
         """The flow with the caller's own fields changed."""
         return await self._change(request, "update", convert.update, caller, pb.UpdateFlowResponse)
 
-    async def TransitionPhase(self, request: pb.TransitionPhaseRequest, caller: Caller) -> pb.TransitionPhaseResponse | bytes:
+    async def TransitionPhase(self, request: pb.TransitionPhaseRequest, caller: Caller) -> bytes:
         """The flow with a phase in another state."""
         return await self._change(request, "transition", convert.transition, caller, pb.TransitionPhaseResponse)
 
-    async def RetryPhase(self, request: pb.RetryPhaseRequest, caller: Caller) -> pb.RetryPhaseResponse | bytes:
+    async def RetryPhase(self, request: pb.RetryPhaseRequest, caller: Caller) -> bytes:
         """The flow with a phase begun again."""
         return await self._change(request, "retry", convert.retry, caller, pb.RetryPhaseResponse)
 
-    async def RollbackPhase(self, request: pb.RollbackPhaseRequest, caller: Caller) -> pb.RollbackPhaseResponse | bytes:
+    async def RollbackPhase(self, request: pb.RollbackPhaseRequest, caller: Caller) -> bytes:
         """The flow with a phase and its dependants taken back."""
         return await self._change(request, "rollback", convert.rollback, caller, pb.RollbackPhaseResponse)
 
-    async def ReportProgress(self, request: pb.ReportProgressRequest, caller: Caller) -> pb.ReportProgressResponse | bytes:
+    async def ReportProgress(self, request: pb.ReportProgressRequest, caller: Caller) -> bytes:
         """The flow with a phase further on."""
         return await self._change(request, "progress", convert.progress, caller, pb.ReportProgressResponse)
 
-    async def RecordActivity(self, request: pb.RecordActivityRequest, caller: Caller) -> pb.RecordActivityResponse | bytes:
+    async def RecordActivity(self, request: pb.RecordActivityRequest, caller: Caller) -> bytes:
         """The flow with more analytics."""
         return await self._change(request, "activity", convert.activity, caller, pb.RecordActivityResponse)
 
-    async def PauseFlow(self, request: pb.PauseFlowRequest, caller: Caller) -> pb.PauseFlowResponse | bytes:
+    async def PauseFlow(self, request: pb.PauseFlowRequest, caller: Caller) -> bytes:
         """The flow, held."""
         return await self._change(request, "pause", convert.pause, caller, pb.PauseFlowResponse)
 
-    async def ResumeFlow(self, request: pb.ResumeFlowRequest, caller: Caller) -> pb.ResumeFlowResponse | bytes:
+    async def ResumeFlow(self, request: pb.ResumeFlowRequest, caller: Caller) -> bytes:
         """The flow, no longer held."""
         return await self._change(request, "resume", convert.resume, caller, pb.ResumeFlowResponse)
 
-    async def CancelFlow(self, request: pb.CancelFlowRequest, caller: Caller) -> pb.CancelFlowResponse | bytes:
+    async def CancelFlow(self, request: pb.CancelFlowRequest, caller: Caller) -> bytes:
         """The flow, ended."""
         return await self._change(request, "cancel", convert.cancel, caller, pb.CancelFlowResponse)
 
-    async def StartChildFlow(self, request: pb.StartChildFlowRequest, caller: Caller) -> pb.StartChildFlowResponse | bytes:
+    async def StartChildFlow(self, request: pb.StartChildFlowRequest, caller: Caller) -> bytes:
         """The flow with its next domain begun, BASIC."""
+        answer = basic_answer(pb.StartChildFlowResponse)
         asked = await self._read(
             request,
-            lambda fields: self._asked(
-                fields,
-                request,
-                caller,
-                fields.uuid("flow_id", request.flow_id),
-                convert.child_start(fields, "child_start", request.child_start),
-            ),
+            lambda fields: self._asked(fields, request, caller, answer, convert.child_start(fields, "child_start", request.child_start)),
         )
-        return await self._commit(asked, request, basic_answer(pb.StartChildFlowResponse))
+        return await self._commit(asked, request)
 
-    async def DeleteFlow(self, request: pb.DeleteFlowRequest, caller: Caller) -> pb.DeleteFlowResponse | bytes:
+    async def DeleteFlow(self, request: pb.DeleteFlowRequest, caller: Caller) -> bytes:
         """The flow, soft-deleted."""
+        answer = summary_answer(pb.DeleteFlowResponse)
         asked = await self._read(
-            request,
-            lambda fields: self._asked(
-                fields, request, caller, fields.uuid("flow_id", request.flow_id), ask.DeleteFlow(fields.text("reason", request.reason))
-            ),
+            request, lambda fields: self._asked(fields, request, caller, answer, ask.DeleteFlow(fields.text("reason", request.reason)))
         )
-        return await self._commit(asked, request, summary_answer(pb.DeleteFlowResponse))
+        return await self._commit(asked, request)
 
-    async def UndeleteFlow(self, request: pb.UndeleteFlowRequest, caller: Caller) -> pb.UndeleteFlowResponse | bytes:
+    async def UndeleteFlow(self, request: pb.UndeleteFlowRequest, caller: Caller) -> bytes:
         """The flow, back again."""
-        asked = await self._read(
-            request, lambda fields: self._asked(fields, request, caller, fields.uuid("flow_id", request.flow_id), ask.UndeleteFlow())
-        )
-        return await self._commit(asked, request, summary_answer(pb.UndeleteFlowResponse))
+        answer = summary_answer(pb.UndeleteFlowResponse)
+        asked = await self._read(request, lambda fields: self._asked(fields, request, caller, answer, ask.UndeleteFlow()))
+        return await self._commit(asked, request)
 
-    async def CommitFlow(self, request: pb.CommitFlowRequest, caller: Caller) -> pb.CommitFlowResponse | bytes:
+    async def CommitFlow(self, request: pb.CommitFlowRequest, caller: Caller) -> bytes:
         """The flow with all changes applied."""
         _limited("changes", convert.CHANGES, len(request.changes))
+        answer = summary_answer(pb.CommitFlowResponse)
         asked = await self._read(
             request,
-            lambda fields: self._asked(
-                fields, request, caller, fields.uuid("flow_id", request.flow_id), *convert.changes(fields, "changes", request.changes)
-            ),
+            lambda fields: self._asked(fields, request, caller, answer, *convert.changes(fields, "changes", request.changes)),
         )
-        return await self._commit(asked, request, summary_answer(pb.CommitFlowResponse))
+        return await self._commit(asked, request)
 
-    async def BatchUpdateFlows(self, request: pb.BatchUpdateFlowsRequest, caller: Caller) -> pb.BatchUpdateFlowsResponse | bytes:
+    async def BatchUpdateFlows(self, request: pb.BatchUpdateFlowsRequest, caller: Caller) -> bytes:
         """The flows, all changed in one commit."""
         _limited("commits", BATCH_FLOWS, len(request.commits))
         for at, commit in enumerate(request.commits):
             _limited(f"commits[{at}].changes", convert.CHANGES, len(commit.changes))
         commits = await self._read(request, lambda fields: self._batch(fields, request, caller))
 
-        def answer(results: Sequence[Committed]) -> pb.BatchUpdateFlowsResponse:
-            return pb.BatchUpdateFlowsResponse(
-                results=[pb.FlowCommitted(flow=flow_messages.summarized(one.summary), event=event_of(one)) for one in results]
-            )
+        def answer(results: Sequence[Committed]) -> bytes:
+            told = [pb.FlowCommitted(flow=flow_messages.summarized(one.summary), event=event_of(one)) for one in results]
+            return pb.BatchUpdateFlowsResponse(results=told).SerializeToString()
 
         if request.validate_only:
             return answer(await self._commits.rehearse_together(commits))
@@ -255,18 +244,17 @@ class FlowService:
     # ---- common to many -------------------------------------------------------------------------------------------------------------
 
     async def _change(
-        self, request: Any, part: str, reading: Callable[..., ask.Change], caller: Caller, response: type[_Response]
-    ) -> _Response | bytes:
+        self, request: Any, part: str, reading: Callable[..., ask.Change], caller: Caller, response: Callable[[], Message]
+    ) -> bytes:
         """What every RPC does that is a short name for one change."""
+        answer = summary_answer(response)
 
         def asked(fields: Fields) -> Asked:
             if part == "update" and not request.HasField(part):  # the others that are required have required fields of their own
                 fields.wrong(part, "is required")
-            return self._asked(
-                fields, request, caller, fields.uuid("flow_id", request.flow_id), reading(fields, part, getattr(request, part))
-            )
+            return self._asked(fields, request, caller, answer, reading(fields, part, getattr(request, part)))
 
-        return await self._commit(await self._read(request, asked), request, summary_answer(response))
+        return await self._commit(await self._read(request, asked), request)
 
     async def _read(self, request: Any, reading: Callable[[Fields], _Read]) -> _Read:
         """What ``reading`` makes of the request. Raises InvalidRequest with all its faults."""
@@ -283,13 +271,14 @@ class FlowService:
             return await asyncio.to_thread(read)
         return read()
 
-    def _asked(self, fields: Fields, request: Any, caller: Caller, flow_id: UUID, *changes: ask.Change) -> Asked:
+    def _asked(self, fields: Fields, request: Any, caller: Caller, answer: Answer, *changes: ask.Change) -> Asked:
         return Asked(
             caller.tenant,
-            flow_id,
+            fields.uuid("flow_id", request.flow_id),
             changes,
             self._occasion(caller),
             fields.revision("expected_revision", request.expected_revision),
+            answer=answer,
         )
 
     def _creation(self, fields: Fields, request: pb.CreateFlowRequest, caller: Caller) -> Asked:
@@ -312,7 +301,8 @@ class FlowService:
         )
         if documents:
             changes.append(ask.UpdateFlow(documents=documents))
-        return Asked(caller.tenant, flow_id, tuple(changes), self._occasion(caller), birth=Birth(kind, name, labels))
+        answer = basic_answer(pb.CreateFlowResponse)
+        return Asked(caller.tenant, flow_id, tuple(changes), self._occasion(caller), birth=Birth(kind, name, labels), answer=answer)
 
     def _batch(self, fields: Fields, request: pb.BatchUpdateFlowsRequest, caller: Caller) -> list[Asked]:
         if not request.commits:
@@ -332,13 +322,15 @@ class FlowService:
     def _occasion(self, caller: Caller) -> Occasion:
         return Occasion(caller.user, self._sources.now(), self._sources.new_id, self._limits)
 
-    async def _commit(self, asked: Asked, request: Any, answer: Callable[[Sequence[Committed]], _Response]) -> _Response | bytes:
+    async def _commit(self, asked: Asked, request: Any) -> bytes:
+        answer = asked.answer
+        assert answer is not None
         if _tryable(request.DESCRIPTOR) and request.validate_only:
             return answer([await self._commits.rehearse(asked)])
         if request.request_id:
             asked = replace(asked, request=remembered(request, answer))
         found = await self._precaution.commit(asked)
-        return found.answer if isinstance(found, Answered) else answer([found])
+        return found.answer if isinstance(found, Answered) else found.answer or answer([found])
 
     async def _past(
         self, key: FlowKey, at: int, view: flow_pb2.FlowView.ValueType, form: document_pb2.DocumentForm.ValueType

@@ -115,8 +115,8 @@ ENVIRONMENT: dict[str, str] = {
 CATCH_ALLS: dict[str, tuple[int, str]] = {
     "services/boundary.py": (4, "one for each kind of call: nothing may pass the boundary as it is"),
     "repository/commits.py": (
-        2,
-        "the lane that carries commits is a supervised loop: neither a faulty batch nor a faulty flow in it may stop it",
+        3,
+        "the lane that carries commits is a supervised loop: neither a faulty batch nor a faulty flow or answer in it may stop it",
     ),
     "alarm.py": (1, "an alert must not make the operation fail that raised it, whatever is the matter with the database"),
     "sweeper.py": (2, "a supervised loop: neither one job's trouble nor one tenant's may stop the others"),

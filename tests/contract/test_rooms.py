@@ -53,7 +53,7 @@ SEEDED = [
     (source_tree.catch_alls, "services/flow_service.py", "try:\n    pass\nexcept Exception:\n    pass"),
     (source_tree.catch_alls, "services/flow_service.py", "try:\n    pass\nexcept (OSError, BaseException):\n    pass"),
     (source_tree.catch_alls, "repository/flows.py", "try:\n    pass\nexcept:\n    x = 1"),
-    (source_tree.catch_alls, "repository/commits.py", 3 * "try:\n    pass\nexcept Exception:\n    x = 1\n"),
+    (source_tree.catch_alls, "repository/commits.py", 4 * "try:\n    pass\nexcept Exception:\n    x = 1\n"),
     (source_tree.environment, "app.py", "import os\nx = os.environ['PATH']"),
     (source_tree.environment, "repository/database.py", "from os import getenv"),
     (source_tree.commits, "repository/commits.py", "async def put(connection):\n    await connection.execute('DELETE')"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -56,6 +58,34 @@ async def test_several_commits_of_one_flow_go_out_in_one_statement_in_the_order_
     assert [stored.event.revision for stored in history] == list(range(1, 33))
     told = [fact.after.fraction for stored in history[2:] for fact in stored.event.facts]  # type: ignore[union-attr]
     assert told == [at / 1000 for at in range(1, 31)]
+
+
+async def test_what_a_caller_is_told_is_of_its_own_commit(store: Store, tenant: Tenant, elsewhere: Store) -> None:
+    def told(results: Sequence[Committed]) -> bytes:
+        return b"%d: %d" % (results[0].flow.flow_id.int, results[0].event.revision)
+
+    flows = [await store.begun(tenant) for _ in range(3)]
+    await elsewhere.commit(elsewhere.asked(tenant, flows[1], report(1)))  # so that the first attempt for this one is in vain
+    twice = [*flows, *flows]
+    results = await store.all_of(*(replace(store.asked(tenant, flow_id, report(at)), answer=told) for at, flow_id in enumerate(twice)))
+    expected = {flows[0]: [3, 4], flows[1]: [4, 5], flows[2]: [3, 4]}
+    assert [done.answer for done in results if isinstance(done, Committed)] == [
+        b"%d: %d" % (flow_id.int, expected[flow_id][at // 3]) for at, flow_id in enumerate(twice)
+    ]
+
+
+async def test_an_answer_that_cannot_be_made_is_its_callers_trouble_alone(store: Store, tenant: Tenant) -> None:
+    def impossible(_: Sequence[Committed]) -> bytes:
+        raise ZeroDivisionError
+
+    flows = [await store.begun(tenant) for _ in range(3)]
+    answers = [lambda _: b"one", impossible, lambda _: b"three"]
+    asked = [replace(store.asked(tenant, flow_id, report(1)), answer=answer) for flow_id, answer in zip(flows, answers, strict=True)]
+    store.sent.clear()
+    results = await store.all_of(*asked)
+    assert writes(store) == 1
+    assert [done.answer for done in results if isinstance(done, Committed)] == [b"one", b"", b"three"]
+    assert [(await store.head(tenant, flow_id)).flow.revision for flow_id in flows] == [3, 3, 3]
 
 
 async def test_new_flows_and_old_ones_arrive_together(store: Store, tenant: Tenant) -> None:
