@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isinf
 from typing import TypeAlias, cast
@@ -64,8 +64,9 @@ def check(text: bytes, field: str, limits: Limits) -> bytes:
     # Without its escaped backslashes and quotes, every quote of the text opens or closes a string. A quote before a colon then closes
     # a name, or opens a string that begins with a colon: never fewer than there are names. So if there are as many as members,
     # no name is repeated; this costs a fifth of looking at each.
-    bare = text.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in text else text
-    if members != bare.count(b'":') + len(_SPACED_COLON.findall(bare)) or b"\\u0000" in bare:
+    escapes = b"\\" in text
+    bare = text.replace(b"\\\\", b"").replace(b'\\"', b"") if escapes else text
+    if members != bare.count(b'":') + len(_SPACED_COLON.findall(bare)) or (escapes and b"\\u0000" in bare):
         fault = _fault(text, field, limits)
         if fault is not None:
             raise fault
@@ -122,20 +123,19 @@ _KINDS = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"
 def _count_members(document: dict[str, object], max_depth: int) -> int:
     """The members of all objects of the document; -1 if it has more than ``max_depth`` levels."""
     members = 0
-    level: list[object] = [document]
+    level: list[dict[str, object] | list[object]] = [document]
     for _ in range(max_depth):
-        deeper: list[object] = []
+        deeper: list[dict[str, object] | list[object]] = []
         for node in level:
             if type(node) is dict:
                 members += len(node)
-                deeper.extend(node.values())
-            elif type(node) is list:
-                deeper.extend(node)
+                values: Iterable[object] = node.values()
+            else:
+                values = node
+            deeper += [value for value in values if type(value) is dict or type(value) is list]
         if not deeper:
             return members
         level = deeper
-    if not any(type(node) is dict or type(node) is list for node in level):
-        return members
     return -1
 
 
