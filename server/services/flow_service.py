@@ -83,72 +83,61 @@ class FlowService:
 
     async def UpdateFlow(self, request: pb.UpdateFlowRequest, caller: Caller) -> bytes:
         """The flow with the caller's own fields changed."""
-        return await self._change(request, "update", convert.update, caller, pb.UpdateFlowResponse)
+        return await self._change_one(request, "update", convert.update, caller, pb.UpdateFlowResponse)
 
     async def TransitionPhase(self, request: pb.TransitionPhaseRequest, caller: Caller) -> bytes:
         """The flow with a phase in another state."""
-        return await self._change(request, "transition", convert.transition, caller, pb.TransitionPhaseResponse)
+        return await self._change_one(request, "transition", convert.transition, caller, pb.TransitionPhaseResponse)
 
     async def RetryPhase(self, request: pb.RetryPhaseRequest, caller: Caller) -> bytes:
         """The flow with a phase begun again."""
-        return await self._change(request, "retry", convert.retry, caller, pb.RetryPhaseResponse)
+        return await self._change_one(request, "retry", convert.retry, caller, pb.RetryPhaseResponse)
 
     async def RollbackPhase(self, request: pb.RollbackPhaseRequest, caller: Caller) -> bytes:
         """The flow with a phase and its dependants taken back."""
-        return await self._change(request, "rollback", convert.rollback, caller, pb.RollbackPhaseResponse)
+        return await self._change_one(request, "rollback", convert.rollback, caller, pb.RollbackPhaseResponse)
 
     async def ReportProgress(self, request: pb.ReportProgressRequest, caller: Caller) -> bytes:
         """The flow with a phase further on."""
-        return await self._change(request, "progress", convert.progress, caller, pb.ReportProgressResponse)
+        return await self._change_one(request, "progress", convert.progress, caller, pb.ReportProgressResponse)
 
     async def RecordActivity(self, request: pb.RecordActivityRequest, caller: Caller) -> bytes:
         """The flow with more analytics."""
-        return await self._change(request, "activity", convert.activity, caller, pb.RecordActivityResponse)
+        return await self._change_one(request, "activity", convert.activity, caller, pb.RecordActivityResponse)
 
     async def PauseFlow(self, request: pb.PauseFlowRequest, caller: Caller) -> bytes:
         """The flow, held."""
-        return await self._change(request, "pause", convert.pause, caller, pb.PauseFlowResponse)
+        return await self._change_one(request, "pause", convert.pause, caller, pb.PauseFlowResponse)
 
     async def ResumeFlow(self, request: pb.ResumeFlowRequest, caller: Caller) -> bytes:
         """The flow, no longer held."""
-        return await self._change(request, "resume", convert.resume, caller, pb.ResumeFlowResponse)
+        return await self._change_one(request, "resume", convert.resume, caller, pb.ResumeFlowResponse)
 
     async def CancelFlow(self, request: pb.CancelFlowRequest, caller: Caller) -> bytes:
         """The flow, ended."""
-        return await self._change(request, "cancel", convert.cancel, caller, pb.CancelFlowResponse)
+        return await self._change_one(request, "cancel", convert.cancel, caller, pb.CancelFlowResponse)
 
     async def StartChildFlow(self, request: pb.StartChildFlowRequest, caller: Caller) -> bytes:
         """The flow with its next domain begun, BASIC."""
         answer = basic_answer(pb.StartChildFlowResponse)
-        asked = await self._read(
-            request,
-            lambda fields: self._asked(fields, request, caller, answer, convert.child_start(fields, "child_start", request.child_start)),
+        return await self._change(
+            request, caller, answer, lambda fields: (convert.child_start(fields, "child_start", request.child_start),)
         )
-        return await self._commit(asked, request)
 
     async def DeleteFlow(self, request: pb.DeleteFlowRequest, caller: Caller) -> bytes:
         """The flow, soft-deleted."""
         answer = summary_answer(pb.DeleteFlowResponse)
-        asked = await self._read(
-            request, lambda fields: self._asked(fields, request, caller, answer, ask.DeleteFlow(fields.text("reason", request.reason)))
-        )
-        return await self._commit(asked, request)
+        return await self._change(request, caller, answer, lambda fields: (ask.DeleteFlow(fields.text("reason", request.reason)),))
 
     async def UndeleteFlow(self, request: pb.UndeleteFlowRequest, caller: Caller) -> bytes:
         """The flow, back again."""
-        answer = summary_answer(pb.UndeleteFlowResponse)
-        asked = await self._read(request, lambda fields: self._asked(fields, request, caller, answer, ask.UndeleteFlow()))
-        return await self._commit(asked, request)
+        return await self._change(request, caller, summary_answer(pb.UndeleteFlowResponse), lambda _: (ask.UndeleteFlow(),))
 
     async def CommitFlow(self, request: pb.CommitFlowRequest, caller: Caller) -> bytes:
         """The flow with all changes applied."""
         _limited("changes", convert.CHANGES, len(request.changes))
         answer = summary_answer(pb.CommitFlowResponse)
-        asked = await self._read(
-            request,
-            lambda fields: self._asked(fields, request, caller, answer, *convert.changes(fields, "changes", request.changes)),
-        )
-        return await self._commit(asked, request)
+        return await self._change(request, caller, answer, lambda fields: convert.changes(fields, "changes", request.changes))
 
     async def BatchUpdateFlows(self, request: pb.BatchUpdateFlowsRequest, caller: Caller) -> bytes:
         """The flows, all changed in one commit."""
@@ -243,16 +232,26 @@ class FlowService:
 
     # ---- common to many -------------------------------------------------------------------------------------------------------------
 
-    async def _change(
+    async def _change_one(
         self, request: Any, part: str, reading: Callable[..., ask.Change], caller: Caller, response: Callable[[], Message]
     ) -> bytes:
         """What every RPC does that is a short name for one change."""
-        answer = summary_answer(response)
 
-        def asked(fields: Fields) -> Asked:
+        def changes(fields: Fields) -> tuple[ask.Change]:
             if part == "update" and not request.HasField(part):  # the others that are required have required fields of their own
                 fields.wrong(part, "is required")
-            return self._asked(fields, request, caller, answer, reading(fields, part, getattr(request, part)))
+            return (reading(fields, part, getattr(request, part)),)
+
+        return await self._change(request, caller, summary_answer(response), changes)
+
+    async def _change(self, request: Any, caller: Caller, answer: Answer, reading: Callable[[Fields], tuple[ask.Change, ...]]) -> bytes:
+        """The answer once the flow that the request names has changed as ``reading`` says."""
+
+        def asked(fields: Fields) -> Asked:
+            flow_id = fields.uuid("flow_id", request.flow_id)
+            changes = reading(fields)
+            expected = fields.revision("expected_revision", request.expected_revision)
+            return Asked(caller.tenant, flow_id, changes, self._occasion(caller), expected, answer=answer)
 
         return await self._commit(await self._read(request, asked), request)
 
@@ -270,16 +269,6 @@ class FlowService:
         if request.ByteSize() > INLINE_BYTES:
             return await asyncio.to_thread(read)
         return read()
-
-    def _asked(self, fields: Fields, request: Any, caller: Caller, answer: Answer, *changes: ask.Change) -> Asked:
-        return Asked(
-            caller.tenant,
-            fields.uuid("flow_id", request.flow_id),
-            changes,
-            self._occasion(caller),
-            fields.revision("expected_revision", request.expected_revision),
-            answer=answer,
-        )
 
     def _creation(self, fields: Fields, request: pb.CreateFlowRequest, caller: Caller) -> Asked:
         flow_id = fields.optional_uuid("flow_id", request.flow_id) or self._sources.new_id()
