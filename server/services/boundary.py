@@ -166,7 +166,7 @@ class Boundary:
                 remaining = context.time_remaining()
                 limited = deadlines.enter(remaining)
                 response = await call(request, caller)
-                if type(response) is not bytes:  # commits are answered in bytes, which were made along with the commit or stored with an earlier one
+                if type(response) is not bytes:  # what a commit is answered was made along with it, or stored with an earlier one
                     response = response.SerializeToString()
                 if len(response) > most:
                     raise LimitExceeded("response (bytes)", most, len(response))
