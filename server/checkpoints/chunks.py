@@ -18,7 +18,6 @@ from server.statemachine.values import Tenant
 from server.vault import Unopened
 
 CHUNK_BYTES = 1024 * 1024
-# Sealing and opening more than this would hold up every other call.
 ATTEMPTS = 5
 # Of small parts so many chunks are read at once.
 _TOGETHER = 8

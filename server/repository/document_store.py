@@ -78,20 +78,14 @@ async def offloaded(size: int, work: Callable[..., _Made], *arguments: Any) -> _
 
 async def packed_delta(text: bytes, later: bytes) -> bytes:
     """The text as ``pack_delta`` packs it, large ones beside the event loop."""
-    if len(text) + len(later) <= INLINE_BYTES:
-        return pack_delta(text, later)
-    return await asyncio.to_thread(pack_delta, text, later)
+    return await offloaded(len(text) + len(later), pack_delta, text, later)
 
 
 async def packed(text: bytes) -> bytes:
     """The document as it is stored."""
-    if len(text) <= INLINE_BYTES:
-        return _pack(text)
-    return await asyncio.to_thread(_pack, text)
+    return await offloaded(len(text), _pack, text)
 
 
 async def unpacked(bodies: Sequence[bytes]) -> list[bytes]:
     """The documents that were stored."""
-    if sum(content_size(body) for body in bodies) <= INLINE_BYTES:
-        return [unpack(body) for body in bodies]
-    return await asyncio.to_thread(lambda: [unpack(body) for body in bodies])
+    return await offloaded(sum(map(content_size, bodies)), lambda: [unpack(body) for body in bodies])

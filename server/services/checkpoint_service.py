@@ -18,7 +18,8 @@ from server.repository.checkpoint_statements import Narrowed
 from server.repository.id_pages import LAST_ID
 from server.repository.requests import Answered, Committed, Request
 from server.repository.store import Store
-from server.services import event_messages, flow_diff, flow_messages, page_token
+from server.services import flow_diff, flow_messages, page_token
+from server.services.answers import event_of
 from server.services.caller import Caller
 from server.services.checkpoint_alarm import CheckpointAlarm
 from server.services.checkpoint_messages import check_expiry, expiry, message
@@ -257,7 +258,7 @@ def _restored(done: Restored | Rehearsed) -> pb.RestoreCheckpointResponse:
     committed = done.committed
     return pb.RestoreCheckpointResponse(
         flow=flow_messages.basic(committed.flow),
-        event=event_messages.event(str(committed.flow.flow_id), committed.event, committed.hash),
+        event=event_of(committed),
         diff=flow_diff.message(done.diff),
         pre_recovery=message(done.before) if isinstance(done, Restored) else None,
     )

@@ -27,10 +27,9 @@ PARTICIPANTS = 50
 RECORD_BYTES = 64 * 1024  # of one record: it becomes one event
 _LONGEST = timedelta(days=10_000)
 
-_STATE = DocumentPlace(DocumentName.STATE.value)
-_METADATA = DocumentPlace(DocumentName.METADATA.value)
-_CONTEXT = DocumentPlace(DocumentName.CROSS_PHASE_CONTEXT.value)
-FLOW_DOCUMENTS: Mapping[str, DocumentPlace] = MappingProxyType({place.name: place for place in (_STATE, _METADATA, _CONTEXT)})
+FLOW_DOCUMENTS: Mapping[str, DocumentPlace] = MappingProxyType(
+    {name.value: DocumentPlace(name.value) for name in DocumentName if name is not DocumentName.DATA}
+)
 _UPDATABLE = ("display_name", "labels", *FLOW_DOCUMENTS, "child_data")
 
 

@@ -142,7 +142,7 @@ def _replaced(fact: told.FlowReplaced) -> event_pb2.EventChange:
             reason=fact.reason,
             quarantine_id=_id(fact.quarantine_id),
             children_removed=fact.children_removed,
-            documents_removed=[f"{place.name}/{place.child_type}" if place.child_type else place.name for place in fact.documents_removed],
+            documents_removed=[str(place) for place in fact.documents_removed],
         )
     )
 

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from server.checkpoints.precaution import Precaution
 from server.repository import filter as filters
-from server.repository.document_store import INLINE_BYTES
+from server.repository.document_store import offloaded
 from server.repository.flows import DeletedFlows
 from server.repository.plan import Asked, Birth
 from server.repository.requests import Answer, Answered, Committed
@@ -266,9 +266,7 @@ class FlowService:
             fields.check()
             return found
 
-        if request.ByteSize() > INLINE_BYTES:
-            return await asyncio.to_thread(read)
-        return read()
+        return await offloaded(request.ByteSize(), read)
 
     def _creation(self, fields: Fields, request: pb.CreateFlowRequest, caller: Caller) -> Asked:
         flow_id = fields.optional_uuid("flow_id", request.flow_id) or self._sources.new_id()

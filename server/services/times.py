@@ -9,7 +9,9 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 def timestamp(time: datetime) -> timestamp_pb2.Timestamp:
     """The time, to the microsecond."""
-    return timestamp_pb2.Timestamp(seconds=int(time.timestamp()), nanos=time.microsecond * 1000)
+    found = timestamp_pb2.Timestamp()
+    write_timestamp(found, time)
+    return found
 
 
 def seconds(number: float) -> duration_pb2.Duration:
